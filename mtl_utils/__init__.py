@@ -1,0 +1,1 @@
+"""One light vision model that learns segmentation, detection and classification one after another."""

@@ -1,0 +1,8 @@
+"""python -m mtl_utils COMMAND: see commands.py."""
+
+import sys
+
+from mtl_utils.commands import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""The commands: run, train, data check | fetch | synthetic, readme, and the marking command of eval.py."""
+
+import argparse
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from mtl_utils import check, fetch, layout, notebooks, report, synthetic
+from mtl_utils.checkpoint import write_json
+from mtl_utils.data import Classes, MiniSet, find_root
+from mtl_utils.evaluation import evaluate
+from mtl_utils.settings import METRIC_NAMES, PROFILES, PROJECT, TASK_NAMES, TASKS, UserError, get_settings
+from mtl_utils.stages import Run, load_model, run_stage
+
+RESULTS = PROJECT / "figures" / "metrics.json"  # of the committed real run; README's table is made from it
+
+
+def guarded(function: Callable[[], int | None]) -> int:
+    """Run a command; what the user can mend ends in one sentence on stderr, not in a traceback."""
+    try:
+        return function() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nstopped; finished epochs are kept, continue with --resume", file=sys.stderr)
+        return 130
+    return 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and carry it out; returns the exit status."""
+    options = make_parser().parse_args(arguments)
+    return guarded(lambda: options.command(options))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of python -m mtl_utils."""
+    parser = argparse.ArgumentParser(prog="python -m mtl_utils", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="execute the six notebooks in order; finished stages are not trained again")
+    run.set_defaults(command=run_command)
+    train = commands.add_parser("train", help="the three stages without notebooks")
+    train.add_argument("--resume", action="store_true", help="continue the run of that name where it was stopped")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--no-replay", action="store_true", help="the same without replay: watch it forget")
+    train.set_defaults(command=train_command)
+    for command in (run, train):
+        command.add_argument("--name", help="folder below runs/ (default: profile and kind of data)")
+        command.add_argument("--profile", choices=PROFILES, help="default: full with a GPU, quick without")
+        command.add_argument("--data-root", help="folder of the mini sets (default: MTL_DATA_ROOT, data/, synthetic)")
+    data = commands.add_parser("data", help="check, fetch or render the mini sets").add_subparsers(required=True)
+    for name, help_, command in (
+        ("check", "verify a root and list every fault", check_command),
+        ("fetch", "build the mini sets from the official sources", lambda o: fetch.fetch(o.root or PROJECT / "data")),
+        ("synthetic", "render the synthetic mini sets", synthetic_command),
+    ):
+        sub = data.add_parser(name, help=help_)
+        sub.add_argument("root", nargs="?", type=Path, help="folder of the mini sets")
+        sub.set_defaults(command=command)
+    readme = commands.add_parser("readme", help="remake README's results from figures/metrics.json")
+    readme.add_argument("--run", type=Path, help="first take metrics.json and the figures of this run folder over")
+    readme.set_defaults(command=readme_command)
+    return parser
+
+
+def open_run(options: argparse.Namespace, **changes) -> Run:
+    """The run that the options describe."""
+    folder = PROJECT / "runs" / options.name if options.name else None
+    return Run(get_settings(options.profile, **changes), folder, find_root(options.data_root))
+
+
+def run_command(options: argparse.Namespace) -> None:
+    """Execute the notebooks into the run's folder."""
+    run = open_run(options)
+    print(run)
+    environment = {"MTL_PROFILE": run.settings.profile, "MTL_RUN": str(run.folder)}
+    if run.root.chosen_by != "synthetic":
+        environment["MTL_DATA_ROOT"] = str(run.root.path)
+    os.environ.update(environment)
+    notebooks.execute_all(run.folder)
+    print(report.closing_report(report.read_metrics(run.folder / "metrics.json")))
+
+
+def train_command(options: argparse.Namespace) -> None:
+    """Train the three stages without notebooks."""
+    changes = {"draw": 0} if options.no_replay else {}
+    run = open_run(options, seed=options.seed, **changes)
+    if any(run.folder.glob("stage*")) and not options.resume:
+        raise UserError(f"{run.folder} already holds a run: continue it with --resume, or name another with --name.")
+    print(run)
+    for task in TASKS:
+        result = run_stage(run, task, lambda t: print(epoch_line(t.history[-1], t.settings.epochs[t.task])))
+        print(f"stage {TASK_NAMES[task]} done after {result['minutes']:.1f} minutes: {scores_line(result['metrics'])}")
+    print(report.closing_report(report.read_metrics(run.folder / "metrics.json")))
+
+
+def epoch_line(entry: dict, epochs: int) -> str:
+    """One line of progress."""
+    losses = " ".join(f"{task} {value:.3f}" for task, value in entry["loss"].items())
+    val = " ".join(f"{METRIC_NAMES[task]} {value:.3f}" for task, value in entry.get("val", {}).items())
+    return f"epoch {entry['epoch']:3d}/{epochs}  {entry['seconds']:5.1f} s  loss {losses}  {val}".rstrip()
+
+
+def scores_line(metrics: dict[str, dict]) -> str:
+    """The metric of each task beside its floor."""
+    scores = ((METRIC_NAMES[task], values[METRIC_NAMES[task]], values["floor"]) for task, values in metrics.items())
+    return ", ".join(f"{name} {value:.4f} (floor {floor:.4f})" for name, value, floor in scores)
+
+
+def check_command(options: argparse.Namespace) -> int:
+    """Verify a root; the exit status says whether it has faults."""
+    return min(check.report(options.root or find_root().path), 1)
+
+
+def synthetic_command(options: argparse.Namespace) -> None:
+    """Render the synthetic sets."""
+    root = options.root or PROJECT / "data" / "synthetic"
+    synthetic.write_synthetic(root)
+    print(f"synthetic mini sets are in {root}")
+
+
+def readme_command(options: argparse.Namespace) -> None:
+    """Bring README's results in step with the committed run."""
+    if options.run:
+        if not (options.run / "metrics.json").exists():
+            raise UserError(f"{options.run} holds no metrics.json: finish the run first.")
+        shutil.copy(options.run / "metrics.json", RESULTS)
+        for picture in (options.run / "figures").glob("*.png"):
+            shutil.copy(picture, RESULTS.parent / picture.name)
+    readme = PROJECT / "README.md"
+    readme.write_text(with_results(readme.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def with_results(text: str) -> str:
+    """README's text with the results between its two marks made anew from figures/metrics.json."""
+    metrics = report.read_metrics(RESULTS)
+    minutes = ", ".join(f"{TASK_NAMES[t]} {s['minutes']:.0f}" for t, s in metrics["stages"].items())
+    about = f"Profile `{metrics['settings']['profile']}`, seed {metrics['settings']['seed']}, one run on real data;"
+    about += f" start: {metrics['start'].split(' ')[0]}; minutes of training: {minutes} ({metrics['device']})."
+    made = f"{report.results_markdown(metrics)}\n\n{about}"
+    return re.sub(r"(<!-- results -->\n).*(\n<!-- end -->)", lambda m: m[1] + made + m[2], text, flags=re.DOTALL)
+
+
+def evaluate_command(arguments: list[str] | None = None) -> int:
+    """The marking command: mAP, mIoU and Top-1 of a trained model; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="eval.py", description="Evaluate a trained model on the mini sets.")
+    parser.add_argument("--weights", required=True, type=Path, help="a stageN_*.pt file of a run")
+    parser.add_argument("--data_root", "--data-root", dest="data_root", required=True, help="folder of the mini sets")
+    parser.add_argument("--tasks", default="all", help="all, or some of seg,det,cls with commas between")
+    parser.add_argument("--split", default="val", help="the split to evaluate (default: val)")
+    parser.add_argument("--json", type=Path, help="also write all metrics, with per-class tables, to this file")
+    options = parser.parse_args(arguments)
+    return guarded(lambda: mark(options))
+
+
+def mark(options: argparse.Namespace) -> None:
+    """Evaluate and print; sets that the root does not hold are left out when all tasks are asked for."""
+    tasks = chosen_tasks(options.tasks)
+    model, content = load_model(options.weights)
+    classes, sizes = Classes.from_dict(content["classes"]), content["settings"]["size"]
+    root = find_root(options.data_root, tasks)
+    present = [task for task in tasks if layout.has_set(root.path, task)]
+    if options.tasks != "all" and present != list(tasks):
+        raise UserError(f"{root.path} does not hold the sets of {options.tasks}: leave out what is missing.")
+    results = {}
+    for task in present:
+        results[task] = evaluate(model, MiniSet(task, root.path, options.split, classes), sizes[task])
+    print_marks(results)
+    if options.json:
+        write_json(options.json, {"weights": options.weights.name, "split": options.split, "tasks": results})
+
+
+def chosen_tasks(text: str) -> tuple[str, ...]:
+    """The tasks that --tasks names, in the order of the stages."""
+    names = TASKS if text == "all" else tuple(text.split(","))
+    if unknown := set(names) - set(TASKS):
+        raise UserError(f"--tasks names {', '.join(sorted(unknown))}: choose all, or some of {','.join(TASKS)}.")
+    return tuple(task for task in TASKS if task in names)
+
+
+def print_marks(results: dict[str, dict]) -> None:
+    """One line a metric, the trivial floor beside it."""
+    for task, keys in (("det", ("mAP", "mAP@50")), ("seg", ("mIoU",)), ("cls", ("Top-1",))):
+        for key in keys if task in results else ():
+            values = results[task]
+            print(f"{key + ':':8}{values[key]:.4f}   (floor {values['floor']:.4f}, {values['images']} images)")

@@ -1,0 +1,237 @@
+"""The three mini sets as torch datasets: images decoded once, kept as uint8, with their targets as tv_tensors.
+
+A sample is (image, target): image is a tv_tensors.Image, (3, H, W) uint8 RGB in its own size; target is a dict:
+    seg: {"mask": Mask (H, W) uint8 of 0..20 and 255}
+    det: {"boxes": BoundingBoxes (N, 4) XYXY float32 in pixels, "labels": (N,) int64, "crowd": (N,) bool}
+    cls: {"label": () int64}
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as TF
+from tqdm.auto import tqdm
+
+from mtl_utils import layout
+from mtl_utils.settings import FOLDERS, IGNORE, IMAGENETTE_NAMES, PROJECT, TASKS, VOC_CLASSES, UserError, user_path
+from mtl_utils.synthetic import write_synthetic
+
+Sample = tuple[tv_tensors.Image, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Root:
+    """The folder that holds the mini sets and how it was chosen."""
+
+    path: Path
+    chosen_by: str  # "--data-root", "MTL_DATA_ROOT", "data/" or "synthetic"
+
+    def __str__(self) -> str:
+        if self.chosen_by == "synthetic":
+            return "synthetic mini sets, rendered by code"
+        return f"mini sets in {self.path.name!r} (chosen by {self.chosen_by})"
+
+
+def find_root(given: str | Path | None = None, tasks: tuple[str, ...] = TASKS) -> Root:
+    """The data root: `given`, else MTL_DATA_ROOT, else data/ if it holds the sets, else the synthetic sets.
+
+    Raises UserError when the folder that was asked for holds none of the sets of `tasks`.
+    """
+    for value, chosen_by in ((given, "--data-root"), (os.environ.get("MTL_DATA_ROOT"), "MTL_DATA_ROOT")):
+        if value:
+            path = user_path(value)
+            if not any(layout.has_set(path, task) for task in tasks):
+                sets = ", ".join(FOLDERS[task] for task in tasks)
+                raise UserError(f"{value} (from {chosen_by}) holds none of {sets}: name the folder that they lie in.")
+            return Root(path, chosen_by)
+    if all(layout.has_set(PROJECT / "data", task) for task in TASKS):
+        return Root(PROJECT / "data", "data/")
+    write_synthetic(PROJECT / "data" / "synthetic")
+    return Root(PROJECT / "data" / "synthetic", "synthetic")
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that a model is built for, in the order of its output channels."""
+
+    det: tuple[str, ...]  # category names
+    det_ids: tuple[int, ...]  # their COCO category ids
+    cls: tuple[str, ...]  # folder names
+    seg: tuple[str, ...] = VOC_CLASSES
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Classes":
+        """The inverse of as_dict."""
+        return cls(**{name: tuple(value) for name, value in values.items()})
+
+    def as_dict(self) -> dict:
+        """Plain lists, as they are stored in checkpoints."""
+        return {name: list(value) for name, value in asdict(self).items()}
+
+    def names(self, task: str) -> list[str]:
+        """Names to print, one a class."""
+        return [IMAGENETTE_NAMES.get(name, name) for name in getattr(self, task)]
+
+
+def read_coco(path: Path) -> dict:
+    """The contents of a COCO JSON. Raises UserError when it is not one."""
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+        return {key: contents[key] for key in ("images", "annotations", "categories")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a COCO JSON ({error!r}): restore it from its source.") from error
+
+
+def find_classes(root: Path, split: str = "train") -> Classes:
+    """The class lists that the data itself gives: COCO's category table and the folder names."""
+    categories = sorted(read_coco(layout.coco_json(root, split))["categories"], key=lambda c: c["id"])
+    names, ids = tuple(c["name"] for c in categories), tuple(c["id"] for c in categories)
+    return Classes(det=names, det_ids=ids, cls=tuple(f.name for f in layout.class_folders(root, split)))
+
+
+def read_image(path: Path) -> tv_tensors.Image:
+    """Decode a picture to (3, H, W) uint8 RGB. Raises UserError when it is missing, truncated or no picture."""
+    try:
+        with Image.open(path) as picture:
+            return tv_tensors.Image(TF.pil_to_tensor(picture.convert("RGB")))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as a picture ({error}): fetch it again or take it out.") from error
+
+
+def read_mask(path: Path) -> tv_tensors.Mask:
+    """Read a VOC mask as it is, (H, W) uint8 of class indices. Raises UserError on any other value."""
+    try:
+        with Image.open(path) as picture:
+            mask = np.array(picture) if picture.mode in ("P", "L") else None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as a mask ({error}): fetch it again or take it out.") from error
+    if mask is None or (np.setdiff1d(mask, (*range(len(VOC_CLASSES)), IGNORE))).size:
+        raise UserError(f"{path} is not an index mask of 0-20 and 255: take the palette PNG of VOC, not a colour copy.")
+    return tv_tensors.Mask(torch.from_numpy(mask))
+
+
+class MiniSet(Dataset):
+    """One split of one task, wholly in memory; `ids` names each image (COCO's image id, else the file's stem)."""
+
+    def __init__(self, task: str, root: Path, split: str, classes: Classes):
+        self.task, self.split, self.root, self.classes = task, split, root, classes
+        entries = ENTRIES[task](root, split, classes)
+        if not entries:
+            raise UserError(f"{root / FOLDERS[task]} has no {split} images: run `python -m mtl_utils data check`.")
+        self.ids = [key for key, _, _ in entries]
+        self.paths = [path for _, path, _ in entries]
+        bar = tqdm(entries, desc=f"reading {FOLDERS[task]}/{split}", unit="image", leave=False, delay=1)
+        self.samples: list[Sample] = [READERS[task](path, label) for _, path, label in bar]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that images and targets take."""
+        return sum(image.nbytes + sum(t.nbytes for t in target.values()) for image, target in self.samples)
+
+
+def seg_entries(root: Path, split: str, classes: Classes) -> list[tuple]:
+    """(name, image path, mask path) of every VOC image."""
+    pairs = layout.voc_pairs(root, split)
+    if missing := [image for image, mask in pairs if mask is None]:
+        raise UserError(f"{missing[0]} has no mask beside it: fetch NAME.png or take the image out.")
+    return [(image.stem, image, mask) for image, mask in pairs]
+
+
+def det_entries(root: Path, split: str, classes: Classes) -> list[tuple]:
+    """(image id, image path, annotations) of every COCO image, class indices instead of category ids."""
+    path = layout.coco_json(root, split)
+    coco = read_coco(path)
+    table = {(c["id"], c["name"]) for c in coco["categories"]}
+    if not table <= set(zip(classes.det_ids, classes.det, strict=True)):
+        raise UserError(f"{path} has categories the model was not trained for: take a model for {sorted(table)}.")
+    known = {key: [] for key in (image["id"] for image in coco["images"])}
+    for a in coco["annotations"]:
+        if a["image_id"] not in known or a["category_id"] not in classes.det_ids:
+            raise UserError(f"{path}: annotation {a['id']} names no known image or category: `data check` lists all.")
+        known[a["image_id"]].append((a["bbox"], classes.det_ids.index(a["category_id"]), bool(a.get("iscrowd", 0))))
+    entries = []
+    for image in coco["images"]:
+        file = layout.coco_image(root, split, image["file_name"])
+        if file is None:
+            raise UserError(f"{image['file_name']}, which {path} lists, is missing: fetch it or take it out.")
+        entries.append((image["id"], file, known[image["id"]]))
+    return entries
+
+
+def cls_entries(root: Path, split: str, classes: Classes) -> list[tuple]:
+    """(name, image path, class index) of every Imagenette image."""
+    entries = []
+    for folder in layout.class_folders(root, split):
+        if folder.name not in classes.cls:
+            raise UserError(f"{folder} is a class the model was not trained for: its classes are {classes.cls}.")
+        label = classes.cls.index(folder.name)
+        entries += [(f"{folder.name}/{path.stem}", path, label) for path in layout.class_images(folder)]
+    return entries
+
+
+def read_seg(path: Path, mask_path: Path) -> Sample:
+    """One segmentation sample."""
+    image, mask = read_image(path), read_mask(mask_path)
+    if image.shape[-2:] != mask.shape[-2:]:
+        raise UserError(f"{mask_path} is of another size than its image: fetch both again.")
+    return image, {"mask": mask}
+
+
+def read_det(path: Path, annotations: list) -> Sample:
+    """One detection sample; boxes are clipped to the image and dropped where less than a pixel is left."""
+    image = read_image(path)
+    height, width = image.shape[-2:]
+    boxes = torch.tensor([a[0] for a in annotations], dtype=torch.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    boxes = TF.clamp_bounding_boxes(tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)))
+    good = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(dim=1)
+    labels = torch.tensor([a[1] for a in annotations], dtype=torch.int64)
+    crowd = torch.tensor([a[2] for a in annotations], dtype=torch.bool)
+    return image, {"boxes": tv_tensors.wrap(boxes[good], like=boxes), "labels": labels[good], "crowd": crowd[good]}
+
+
+def read_cls(path: Path, label: int) -> Sample:
+    """One classification sample."""
+    return read_image(path), {"label": torch.tensor(label)}
+
+
+ENTRIES = {"seg": seg_entries, "det": det_entries, "cls": cls_entries}
+READERS = {"seg": read_seg, "det": read_det, "cls": read_cls}
+
+
+def class_counts(dataset: MiniSet) -> Counter:
+    """How often each class index stands in a set: images that show it (seg), boxes (det), images (cls)."""
+    counts = Counter()
+    for _, target in dataset.samples:
+        counts.update(classes_of(dataset.task, target))
+    return counts
+
+
+def classes_of(task: str, target: dict[str, Tensor]) -> list[int]:
+    """The class indices of one target: present ones without background (seg), one a box (det), the label (cls)."""
+    if task == "seg":
+        return [c for c in target["mask"].unique().tolist() if c not in (0, IGNORE)]
+    return target["labels"].tolist() if task == "det" else [int(target["label"])]
+
+
+def fingerprint(root: Path) -> str:
+    """A short hash of the names and sizes of all files of the three sets: two roots with other data differ in it."""
+    files = sorted(p for task in TASKS for p in (root / FOLDERS[task]).rglob("*") if p.is_file())
+    text = "\n".join(f"{p.relative_to(root).as_posix()} {p.stat().st_size}" for p in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,97 @@
+"""What the detection channels mean: cells, boxes, which cell learns which object, and reading boxes off a map.
+
+A raw map is (B, 5 + C, h, w). Cell (row, column) has its centre at ((column + .5) * 8, (row + .5) * 8) pixels. Its
+box is  cx = centre_x + 8 tx,  cy = centre_y + 8 ty,  w = 32 exp(tw),  h = 32 exp(th), its confidence sigmoid(t4), its
+class probabilities softmax(t5...). One detection's score is confidence times class probability (YOLO, Redmon et al.
+2016, section 2). `encode` is the exact inverse of `decode`.
+"""
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, box_convert
+
+from mtl_utils.model import STRIDE
+
+ANCHOR = 32.0  # pixels: the box side that tw = th = 0 stands for, between the small and the large objects
+NEAREST = 9  # cells that learn an object: the nearest to its centre
+MAX_LOG = 4.0  # exp is cut here (32 e^4 = 1747 pixels) so that a wild prediction stays finite
+CANDIDATES = 400  # best (cell, class) pairs of an image that go through non-maximum suppression
+NMS_IOU = 0.6  # two boxes of one class above this overlap are one object
+MAX_DETECTIONS = 100  # an image: what COCO's AP counts
+
+
+def cell_centres(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+    """(h * w, 2) pixel coordinates x, y of the centres of all cells, row by row."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return (torch.stack([x, y], dim=-1).reshape(-1, 2).to(device) + 0.5) * STRIDE
+
+
+def flatten(raw: Tensor) -> Tensor:
+    """(B, 5 + C, h, w) to (B, h * w, 5 + C)."""
+    return raw.flatten(2).transpose(1, 2)
+
+
+def decode_boxes(cells: Tensor, centres: Tensor) -> Tensor:
+    """Raw values (..., N, >= 4) of cells with centres (N, 2) to boxes (..., N, 4), XYXY in input pixels."""
+    centre = centres + STRIDE * cells[..., :2]
+    half = ANCHOR / 2 * cells[..., 2:4].clamp(max=MAX_LOG).exp()
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def encode_boxes(boxes: Tensor, centres: Tensor) -> Tensor:
+    """Boxes (N, 4) XYXY, one for each cell centre (N, 2), to the raw values (N, 4) that decode to them."""
+    box = box_convert(boxes, "xyxy", "cxcywh")
+    return torch.cat([(box[:, :2] - centres) / STRIDE, (box[:, 2:] / ANCHOR).log()], dim=-1)
+
+
+def assign(boxes: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """Which cells learn which object: the NEAREST cells of each; a cell that two objects want goes to the smaller.
+
+    boxes (M, 4) XYXY, centres (N, 2). Returns (cells, objects): two int64 vectors of equal length.
+    """
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+    nearest = torch.cdist(middle, centres).topk(min(NEAREST, len(centres)), largest=False).indices  # (M, 9)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    owner = torch.full((len(centres),), -1, device=boxes.device)
+    for m in area.argsort(descending=True).tolist():
+        owner[nearest[m]] = m
+    cells = (owner >= 0).nonzero().squeeze(1)
+    return cells, owner[cells]
+
+
+def inside(centres: Tensor, boxes: Tensor) -> Tensor:
+    """(N,) bool: whether a centre (N, 2) lies in any of the boxes (M, 4)."""
+    x, y = centres[:, None].unbind(-1)
+    left, top, right, bottom = boxes.unbind(-1)
+    return ((x >= left) & (x <= right) & (y >= top) & (y <= bottom)).any(dim=1)
+
+
+def encode(target: dict[str, Tensor], classes: int, height: int, width: int) -> Tensor:
+    """The raw map (5 + C, h, w) that says exactly what the target says, sure of everything."""
+    centres = cell_centres(height, width)
+    cells, objects = assign(target["boxes"], centres)
+    raw = torch.zeros(height * width, 5 + classes)
+    raw[:, 4:] = -20.0
+    raw[cells, :4] = encode_boxes(target["boxes"][objects], centres[cells])
+    raw[cells, 4] = 20.0
+    raw[cells, 5 + target["labels"][objects]] = 20.0
+    return raw.T.reshape(5 + classes, height, width)
+
+
+def decode(raw: Tensor) -> list[dict[str, Tensor]]:
+    """Detections of each image of raw maps (B, 5 + C, h, w), best first.
+
+    Returns dicts of boxes (N, 4) XYXY in input pixels, scores (N,) in [0, 1] and labels (N,) int64, N <= 100.
+    """
+    centres = cell_centres(*raw.shape[-2:], device=raw.device)
+    return [_decode_image(cells, centres) for cells in flatten(raw.float())]
+
+
+def _decode_image(cells: Tensor, centres: Tensor) -> dict[str, Tensor]:
+    """Detections of one image from its cells (h * w, 5 + C)."""
+    scores = cells[:, 4:5].sigmoid() * cells[:, 5:].softmax(dim=1)
+    best, index = scores.flatten().topk(min(CANDIDATES, scores.numel()))
+    cell, labels = index // scores.shape[1], index % scores.shape[1]
+    boxes = decode_boxes(cells[cell], centres[cell])
+    keep = batched_nms(boxes, best, labels, NMS_IOU)[:MAX_DETECTIONS]
+    return {"boxes": boxes[keep], "scores": best[keep], "labels": labels[keep]}

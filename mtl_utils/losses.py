@@ -1,0 +1,79 @@
+"""The loss of each task, on the same Outputs of one forward."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import box_iou, generalized_box_iou_loss
+
+from mtl_utils.detection import assign, cell_centres, decode_boxes, flatten, inside
+from mtl_utils.model import Outputs
+from mtl_utils.settings import IGNORE
+
+BOX_WEIGHT = 2.0  # of the box loss beside confidence and class, as in YOLO-style detectors with IoU losses
+SMOOTHING = 0.1  # label smoothing of classification (Szegedy et al. 2016, section 7)
+
+
+def class_weights(pixels: Tensor) -> Tensor:
+    """Weights (C,) float32 from pixel counts (C,): inverse square root of the frequency, mean 1 over the pixels.
+
+    A class without pixels counts as one with a single pixel.
+    """
+    pixels = pixels.double().clamp(min=1)
+    weights = pixels.rsqrt()
+    return (weights * pixels.sum() / (weights * pixels).sum()).float()
+
+
+def segmentation_loss(outputs: Outputs, masks: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of (B, 21, H, W) logits with (B, H, W) masks, class-weighted, 255 left out."""
+    loss = F.cross_entropy(outputs.segmentation, masks, weights, ignore_index=IGNORE, reduction="sum")
+    kept = masks[masks != IGNORE]
+    total = kept.numel() if weights is None else weights[kept].sum()
+    return loss / max(float(total), 1.0)  # a batch that is all border gives 0, not NaN
+
+
+def detection_loss(outputs: Outputs, targets: list[dict[str, Tensor]]) -> Tensor:
+    """Quality focal loss on confidence, GIoU on boxes and cross-entropy on classes, per positive cell.
+
+    The confidence of a positive cell learns the overlap of its own box with the object (Li et al., "Generalized Focal
+    Loss", NeurIPS 2020, section 3.2); boxes learn by GIoU (Rezatofighi et al., CVPR 2019). Cells below a crowd are
+    neither positive nor negative.
+    """
+    cells = flatten(outputs.detection)
+    centres = cell_centres(*outputs.detection.shape[-2:], device=cells.device)
+    parts = [_image_loss(c, centres, t) for c, t in zip(cells, targets, strict=True)]
+    positives = max(sum(n for _, n in parts), 1)
+    return sum(loss for loss, _ in parts) / positives
+
+
+def _image_loss(cells: Tensor, centres: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, int]:
+    """Summed loss of one image's cells (h * w, 5 + C), and how many of them are positive."""
+    crowd = target["crowd"]
+    boxes, labels = target["boxes"][~crowd], target["labels"][~crowd]
+    quality = torch.zeros_like(cells[:, 4])
+    counts = ~inside(centres, target["boxes"][crowd])
+    loss = cells.sum() * 0
+    positive = torch.zeros(0, dtype=torch.int64)
+    if len(boxes):
+        positive, owner = assign(boxes, centres)
+        guess = decode_boxes(cells[positive], centres[positive])
+        quality[positive] = paired_iou(guess.detach(), boxes[owner])
+        counts[positive] = True
+        loss = BOX_WEIGHT * generalized_box_iou_loss(guess, boxes[owner], reduction="sum")
+        loss = loss + F.cross_entropy(cells[positive, 5:], labels[owner], reduction="sum")
+    return loss + quality_focal_loss(cells[counts, 4], quality[counts]), len(positive)
+
+
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of boxes (N, 4) with boxes (N, 4), one by one: (N,)."""
+    return box_iou(a, b).diagonal()
+
+
+def quality_focal_loss(logits: Tensor, quality: Tensor) -> Tensor:
+    """Sum of |quality - p|^2 BCE(p, quality), p = sigmoid(logits): focal loss for targets between 0 and 1."""
+    gap = (quality - logits.sigmoid()).abs()
+    return (gap.square() * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")).sum()
+
+
+def classification_loss(outputs: Outputs, labels: Tensor) -> Tensor:
+    """Cross-entropy of (B, C) logits with labels (B,), smoothed."""
+    return F.cross_entropy(outputs.classification, labels, label_smoothing=SMOOTHING)

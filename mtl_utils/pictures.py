@@ -1,0 +1,155 @@
+"""Photographs with what is known or predicted about them, and what the data looks like in numbers."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor, nn
+
+from mtl_utils.data import Classes, MiniSet, class_counts
+from mtl_utils.evaluation import predict
+from mtl_utils.plots import TASK_COLOURS
+from mtl_utils.settings import IGNORE, TASK_NAMES, TASKS, VOC_CLASSES
+
+SCORE = 0.3  # detections below this confidence are not drawn (they do count in mAP)
+BOX_COLOURS = plt.get_cmap("tab10").colors
+
+
+def voc_palette() -> np.ndarray:
+    """VOC's own colours as (256, 3) uint8: the bits of the class index spread over the high bits of R, G and B."""
+    index = np.arange(256)
+    channels = [sum(((index >> (3 * bit + c)) & 1) << (7 - bit) for bit in range(3)) for c in range(3)]
+    return np.stack(channels, axis=1).astype(np.uint8)
+
+
+def draw_image(axis: Axes, image: Tensor, title: str = "") -> None:
+    """A (3, H, W) uint8 image without axes."""
+    axis.imshow(image.permute(1, 2, 0).numpy())
+    axis.set_axis_off()
+    axis.set_title(title, fontsize=9)
+
+
+def draw_seg(axis: Axes, image: Tensor, mask: Tensor, classes: Classes) -> None:
+    """The mask over the image, its classes named above; the ignored border is white."""
+    present = [c for c in mask.unique().tolist() if c not in (0, IGNORE)]
+    draw_image(axis, image, ", ".join(VOC_CLASSES[c] for c in present) or "background only")
+    colours = np.concatenate([voc_palette(), np.full((256, 1), 165, np.uint8)], axis=1)
+    colours[0] = 0
+    colours[IGNORE] = (255, 255, 255, 220)
+    axis.imshow(colours[mask.numpy()])
+
+
+def draw_det(axis: Axes, image: Tensor, found: dict[str, Tensor], classes: Classes) -> None:
+    """Boxes with class and, for detections, score; crowds are dashed."""
+    draw_image(axis, image)
+    scores = found.get("scores", torch.ones(len(found["labels"])))
+    crowds = found.get("crowd", torch.zeros(len(found["labels"]), dtype=torch.bool))
+    rows = zip(found["boxes"].tolist(), found["labels"], scores, crowds, strict=True)
+    shown = [row for row in rows if row[2] >= SCORE]
+    for (left, top, right, bottom), label, score, crowd in shown:
+        colour = BOX_COLOURS[int(label) % len(BOX_COLOURS)]
+        style = {"fill": False, "edgecolor": colour, "linewidth": 1.5, "linestyle": "--" if crowd else "-"}
+        axis.add_patch(Rectangle((left, top), right - left, bottom - top, **style))
+        text = classes.det[label] + (f" {score:.2f}" if "scores" in found else "")
+        box = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
+        axis.text(left, top, text, fontsize=6, color="white", va="bottom", bbox=box, clip_on=True)
+    axis.set_title(f"{len(shown)} object{'s' * (len(shown) != 1)}", fontsize=9)
+
+
+def draw_cls(axis: Axes, image: Tensor, answer: Tensor, classes: Classes) -> None:
+    """The class as title, with its probability where `answer` holds probabilities (C,) instead of a label ()."""
+    best = int(answer.argmax()) if answer.ndim else int(answer)
+    draw_image(axis, image, classes.names("cls")[best] + (f" ({answer[best]:.2f})" if answer.ndim else ""))
+
+
+DRAW = {"seg": draw_seg, "det": draw_det, "cls": draw_cls}
+TRUTH = {"seg": lambda t: t["mask"].as_subclass(Tensor), "det": lambda t: t, "cls": lambda t: t["label"]}
+
+
+def spread(dataset: MiniSet, count: int) -> list[int]:
+    """`count` indices spread evenly over a set: the choice does not depend on how well they are predicted."""
+    return np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
+
+
+def sample_grid(dataset: MiniSet, count: int = 5) -> Figure:
+    """Images of one set with their labels."""
+    figure, axes = plt.subplots(1, count, figsize=(11, 2.6), layout="constrained", squeeze=False)
+    for axis, i in zip(axes[0], spread(dataset, count), strict=True):
+        image, target = dataset[i]
+        DRAW[dataset.task](axis, image.as_subclass(Tensor), TRUTH[dataset.task](target), dataset.classes)
+    return figure
+
+
+def prediction_grid(model: nn.Module, dataset: MiniSet, size: int, count: int = 5) -> Figure:
+    """Truth above, prediction below."""
+    figure, axes = plt.subplots(2, count, figsize=(11, 5), layout="constrained", squeeze=False)
+    chosen = [dataset[i] for i in spread(dataset, count)]
+    answers = predict(model, dataset.task, [image for image, _ in chosen], size)
+    for column, (image, target), answer in zip(axes.T, chosen, answers, strict=True):
+        for axis, labels in zip(column, (TRUTH[dataset.task](target), answer), strict=True):
+            DRAW[dataset.task](axis, image.as_subclass(Tensor), labels, dataset.classes)
+    for axis, word in zip(axes[:, 0], ("truth", "prediction"), strict=True):
+        label_row(axis, word)
+    return figure
+
+
+def stage_grid(models: dict[str, nn.Module], datasets: dict[str, MiniSet], sizes: dict[str, int], index: int) -> Figure:
+    """One image of each task by row: its truth, and what the model of each stage says about it."""
+    figure, axes = plt.subplots(len(TASKS), 1 + len(models), figsize=(11, 7.2), layout="constrained")
+    for row, (task, dataset) in zip(axes, datasets.items(), strict=True):
+        image, target = dataset[index % len(dataset)]
+        DRAW[task](row[0], image.as_subclass(Tensor), TRUTH[task](target), dataset.classes)
+        label_row(row[0], TASK_NAMES[task])
+        for axis, (stage, model) in zip(row[1:], models.items(), strict=True):
+            learned = TASKS.index(stage) >= TASKS.index(task)
+            if learned:
+                answer = predict(model, task, [image], sizes[task])[0]
+                DRAW[task](axis, image.as_subclass(Tensor), answer, dataset.classes)
+            else:
+                axis.text(0.5, 0.5, "not learned yet", ha="center", va="center", color="0.5", fontsize=9)
+                axis.set_axis_off()
+    for axis, word in zip(axes[0], ("truth", *(f"after stage {TASKS.index(s) + 1}" for s in models)), strict=True):
+        axis.text(0.5, 1.2, word, transform=axis.transAxes, ha="center", fontweight="bold", fontsize=10)
+    return figure
+
+
+def label_row(axis: Axes, word: str) -> None:
+    """A word at the left of a row of pictures."""
+    axis.text(-0.06, 0.5, word, transform=axis.transAxes, rotation=90, ha="right", va="center", fontsize=10)
+
+
+def class_balance(datasets: dict[str, MiniSet]) -> Figure:
+    """How often each class occurs in the training set of each task."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 4.4), layout="constrained")
+    units = {"seg": "images that show it", "det": "boxes", "cls": "images"}
+    for axis, (task, dataset) in zip(axes, datasets.items(), strict=True):
+        counts, names = class_counts(dataset), dataset.classes.names(task)
+        rows = [(name, counts[i]) for i, name in enumerate(names) if (task, i) != ("seg", 0)]
+        bars = axis.barh([name for name, _ in rows], [n for _, n in rows], color=TASK_COLOURS[task])
+        axis.bar_label(bars, fontsize=7, padding=2)
+        axis.set(title=TASK_NAMES[task], xlabel=units[task])
+        axis.invert_yaxis()
+        axis.tick_params(axis="y", labelsize=8, length=0)
+    return figure
+
+
+def image_sizes(datasets: dict[str, MiniSet]) -> Figure:
+    """Width against height of all training images, and the sides of all boxes as a share of their image's."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for (task, dataset), mark in zip(datasets.items(), "os^", strict=True):
+        height, width = np.array([image.shape[-2:] for image, _ in dataset.samples]).T
+        look = {"color": TASK_COLOURS[task], "marker": mark, "s": 14, "alpha": 0.5}
+        axes[0].scatter(width, height, label=TASK_NAMES[task], **look)
+    axes[0].set(xlabel="width (pixels)", ylabel="height (pixels)", title="images", xlim=(0, None), ylim=(0, None))
+    axes[0].legend(frameon=False, fontsize=8)
+    sides = [box_sides(target["boxes"]) / max(image.shape[-2:]) for image, target in datasets["det"].samples]
+    axes[1].hist(torch.cat(sides).numpy(), bins=30, color=TASK_COLOURS["det"])
+    axes[1].set(xlabel="side of the box / longer side of the image", ylabel="boxes", title="objects to detect")
+    return figure
+
+
+def box_sides(boxes: Tensor) -> Tensor:
+    """Side (N,) of the square of the same area as each box (N, 4)."""
+    return (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt().as_subclass(Tensor)

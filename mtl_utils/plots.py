@@ -1,0 +1,149 @@
+"""One look for every figure, and the curves, matrices and bars that are made from results.
+
+Colours are those of Okabe and Ito, told apart by colour-blind readers; line styles and hatches tell the tasks apart in
+grey as well. Figures are shown inline and saved under their name by `show`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from mtl_utils.report import r_matrix
+from mtl_utils.settings import METRIC_NAMES, TASK_NAMES, TASKS
+
+TASK_COLOURS = {"seg": "#0072B2", "det": "#D55E00", "cls": "#009E73"}
+TASK_LINES = {"seg": "-", "det": "--", "cls": "-."}
+TASK_MARKS = {"seg": "o", "det": "s", "cls": "^"}
+STYLE = {"figure.dpi": 80, "savefig.dpi": 80, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+
+
+def use_style() -> None:
+    """Set the project's look for all figures that follow."""
+    sns.set_theme(style="ticks", rc=STYLE)
+
+
+def gallery(folder: Path, source: object) -> Callable[[Figure, str], None]:
+    """A function show(figure, name): say which data a figure rests on, save it as folder/name.png and display it."""
+    use_style()
+
+    def show(figure: Figure, name: str) -> None:
+        figure.supxlabel(str(source), x=1, ha="right", fontsize=7, color="0.4")
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / f"{name}.png", bbox_inches="tight")
+        plt.show()
+
+    return show
+
+
+def spans(histories: dict[str, list[dict]]) -> dict[str, int]:
+    """The number of epochs before each stage, for one time axis through all of them."""
+    lengths = [len(histories.get(task, [])) for task in TASKS]
+    return {task: sum(lengths[:i]) for i, task in enumerate(TASKS) if task in histories}
+
+
+def learning_curves(histories: dict[str, list[dict]]) -> Figure:
+    """Training loss and val metric of every task over the epochs of one or more stages."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    draw_curves(axes, histories)
+    return figure
+
+
+def draw_curves(axes: np.ndarray, histories: dict[str, list[dict]]) -> None:
+    """Fill two axes: losses at the left, metrics at the right; stages are divided by a grey line."""
+    offset = spans(histories)
+    for task in TASKS:
+        look = {"color": TASK_COLOURS[task], "linestyle": TASK_LINES[task]}
+        for label, (x, y), axis, mark in (
+            (TASK_NAMES[task], points(histories, offset, "loss", task), axes[0], ""),
+            (METRIC_NAMES[task], points(histories, offset, "val", task), axes[1], TASK_MARKS[task]),
+        ):
+            if x:
+                axis.plot(x, y, label=label, marker=mark, markersize=4, **look)
+    for axis, title in zip(axes, ("training loss", "metric on val"), strict=True):
+        for stage, start in offset.items():
+            axis.axvline(start, color="0.8", linewidth=1, zorder=0)
+            look = {"transform": axis.get_xaxis_transform(), "fontsize": 8, "color": "0.4"}
+            axis.text(start, 1.01, f" {TASK_NAMES[stage]}", **look)
+        axis.set(xlabel="epoch", ylabel=title, xlim=(0, None), ylim=(0, None))
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=9)
+
+
+def points(histories: dict, offset: dict[str, int], key: str, task: str) -> tuple[list, list]:
+    """x (epoch through all stages) and y of the values of a task that the histories hold under `key`."""
+    pairs = [
+        (offset[stage] + entry["epoch"], entry[key][task])
+        for stage, history in histories.items()
+        for entry in history
+        if task in entry.get(key, {})
+    ]
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+class LiveCurve:
+    """Called after each epoch: redraws the curves of the running stage in place."""
+
+    def __init__(self):
+        self.figure, self.handle = None, None
+
+    def __call__(self, trainer) -> None:
+        """Draw the trainer's history."""
+        from IPython.display import display
+
+        if self.figure is None:
+            self.figure, self.axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+            plt.close(self.figure)
+        for axis in self.axes:
+            axis.clear()
+        draw_curves(self.axes, {trainer.task: trainer.history})
+        if self.handle is None:
+            self.handle = display(self.figure, display_id=True)
+        else:
+            self.handle.update(self.figure)
+
+
+def matrix_heatmap(metrics: dict) -> Figure:
+    """The R matrix as a heat map: each column shaded against its own largest value."""
+    matrix = r_matrix(metrics)
+    shade = matrix / np.nanmax(matrix, axis=0, keepdims=True)
+    figure, axis = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
+    rows = [f"after stage {i + 1}\n({TASK_NAMES[task]})" for i, task in enumerate(TASKS)]
+    columns = [METRIC_NAMES[task] for task in TASKS]
+    look = {"cmap": "Blues", "vmin": 0, "vmax": 1.3, "cbar": False, "linewidths": 2, "mask": np.isnan(matrix)}
+    sns.heatmap(shade, annot=matrix, fmt=".3f", xticklabels=columns, yticklabels=rows, ax=axis, **look)
+    axis.tick_params(length=0, axis="both")
+    plt.setp(axis.get_yticklabels(), rotation=0)
+    return figure
+
+
+def confusion_matrices(metrics: dict[str, dict], names: dict[str, list[str]]) -> Figure:
+    """Confusion of segmentation (pixels) and classification (images), each row divided by its sum."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5.6), layout="constrained")
+    for axis, task in zip(axes, ("seg", "cls"), strict=True):
+        matrix = np.array(metrics[task]["confusion"], dtype=float)
+        share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+        look = {"cmap": "Blues", "vmin": 0, "vmax": 1, "square": True, "cbar": task == "cls"}
+        sns.heatmap(share, xticklabels=names[task], yticklabels=names[task], ax=axis, **look)
+        axis.set(xlabel="predicted", ylabel="true", title=f"{TASK_NAMES[task]} (share of the true class)")
+        axis.tick_params(labelsize=8, length=0)
+    return figure
+
+
+def class_bars(metrics: dict[str, dict]) -> Figure:
+    """IoU, AP@50 and recall of every class; dotted: mean over classes, a cross: class absent in this set."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 4.6), layout="constrained")
+    for axis, task, label in zip(axes, TASKS, ("IoU", "AP@50", "recall"), strict=True):
+        names, values = zip(*metrics[task]["per_class"].items(), strict=True)
+        axis.barh(names, [v or 0 for v in values], color=TASK_COLOURS[task])
+        for i, value in enumerate(values):
+            text = "×" if value is None else f"{value:.2f}"
+            axis.text((value or 0) + 0.01, i, text, va="center", fontsize=7)
+        axis.axvline(metrics[task][METRIC_NAMES[task]], color="0.3", linestyle=":")
+        axis.set(xlim=(0, 1.08), xlabel=label, title=TASK_NAMES[task])
+        axis.invert_yaxis()
+        axis.tick_params(axis="y", labelsize=8, length=0)
+    return figure

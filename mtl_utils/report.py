@@ -1,0 +1,119 @@
+"""From metrics.json to tables: the stage x task matrix, forgetting, the 5 % rule and the closing report.
+
+R[i, j] is the metric of task j after stage i. A task's baseline is R[j, j], its value at the end of its own stage.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mtl_utils.settings import METRIC_NAMES, TASKS, UserError
+
+TOLERANCE = 0.05  # the assignment's 5 %
+LABELS = {"seg": "Seg mIoU", "det": "Det mAP@50", "cls": "Cls Top1 Acc"}  # names in the closing report
+
+
+def read_metrics(path: Path) -> dict:
+    """The contents of a metrics.json. Raises UserError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): train first, or name another run.") from error
+
+
+def r_matrix(metrics: dict) -> np.ndarray:
+    """R as (3, 3) float64, stages by row and tasks by column; NaN for what is not learned yet."""
+    matrix = np.full((len(TASKS), len(TASKS)), np.nan)
+    for i, stage in enumerate(TASKS):
+        for task, values in metrics["stages"].get(stage, {}).get("metrics", {}).items():
+            matrix[i, TASKS.index(task)] = values[METRIC_NAMES[task]]
+    return matrix
+
+
+def floors(metrics: dict) -> dict[str, float]:
+    """What the trivial prediction of each task scores on the same images."""
+    return {task: stage["metrics"][task]["floor"] for task, stage in metrics["stages"].items()}
+
+
+def stage_table(metrics: dict) -> pd.DataFrame:
+    """The R matrix with the trivial floors, three digits, for display."""
+    columns = [METRIC_NAMES[task] for task in TASKS]
+    rows = [f"after stage {i + 1}" for i in range(len(TASKS))]
+    table = pd.DataFrame(r_matrix(metrics), index=rows, columns=columns)
+    floor = floors(metrics)
+    table.loc["trivial floor"] = [floor.get(task, np.nan) for task in TASKS]
+    return table.map(lambda v: "" if np.isnan(v) else f"{v:.3f}")
+
+
+def drops(metrics: dict) -> list[dict]:
+    """For each task: baseline, final value, drop (negative for a gain) and whether it passes by both readings of 5 %.
+
+    Raises UserError while a stage is missing.
+    """
+    matrix = r_matrix(metrics)
+    if np.isnan(matrix[-1]).any():
+        raise UserError("The forgetting table needs all three stages: run the notebooks 03, 04 and 05 first.")
+    return [judge(task, matrix[j, j], matrix[-1, j]) for j, task in enumerate(TASKS)]
+
+
+def judge(task: str, baseline: float, final: float) -> dict:
+    """The 5 % rule for one task: in points (final >= baseline - .05) and relative (final >= .95 baseline).
+
+    The relative reading is the stricter one, since no metric exceeds 1; PASS needs both. A baseline of 0 never passes.
+    """
+    points = final >= baseline - TOLERANCE
+    relative = baseline > 0 and final >= (1 - TOLERANCE) * baseline
+    drop = {"baseline": baseline, "final": final, "drop": baseline - final}
+    return {"task": task, **drop, "points": bool(points), "relative": bool(relative), "pass": bool(points and relative)}
+
+
+def forgetting_table(metrics: dict) -> pd.DataFrame:
+    """The drops for display, with both readings of the 5 % rule."""
+    rows = {
+        METRIC_NAMES[d["task"]]: {
+            "baseline": f"{d['baseline']:.4f}",
+            "final": f"{d['final']:.4f}",
+            "drop": f"{d['drop']:+.4f}",
+            "drop, % of baseline": f"{100 * d['drop'] / d['baseline']:+.1f}" if d["baseline"] else "-",
+            "within 5 points": mark(d["points"]),
+            "within 5 % of baseline": mark(d["relative"]),
+        }
+        for d in drops(metrics)
+    }
+    return pd.DataFrame(rows).T
+
+
+def mark(passed: bool) -> str:
+    """How a verdict is printed."""
+    return "✅ PASS" if passed else "❌ FAIL"
+
+
+def closing_report(metrics: dict) -> str:
+    """The report in the form that the assignment shows; PASS is said only by the stricter reading."""
+    found = drops(metrics)
+    lines = [
+        f"Stage{i + 1} best {LABELS[d['task']].split(' ', 1)[1]}: {d['baseline']:.4f}" for i, d in enumerate(found)
+    ]
+    final = ", ".join(f"{LABELS[d['task']].replace('Top1 ', '')}: {d['final']:.4f}" for d in found)
+    lines.append(f"→ Final {final}")
+    return "\n".join(lines + [verdict(d) for d in found])
+
+
+def verdict(d: dict) -> str:
+    """The closing report's line about one task."""
+    numbers = f"baseline={d['baseline']:.4f}, final={d['final']:.4f}, drop={d['drop']:.4f}"
+    return f"{LABELS[d['task']]}: {numbers} → {mark(d['pass'])}"
+
+
+def results_markdown(metrics: dict) -> str:
+    """The README's results table."""
+    header = ["after stage 3", "floor", "at its own stage", "final", "drop", "of baseline", "verdict"]
+    rows = [header, ["---"] * len(header)]
+    for d in drops(metrics):
+        kept = d["final"] / d["baseline"] if d["baseline"] else 0.0
+        floor = f"{floors(metrics)[d['task']]:.3f}"
+        values = [f"{d['baseline']:.3f}", f"{d['final']:.3f}", f"{d['drop']:+.3f}", f"{100 * kept:.0f} %"]
+        rows.append([METRIC_NAMES[d["task"]], floor, *values, mark(d["pass"])])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

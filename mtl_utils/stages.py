@@ -1,0 +1,184 @@
+"""A run: its folder, its data, and the three stages that hand their results on through files.
+
+Files of a run, for N = 1, 2, 3:
+    stageN_TASK.pt          the stage's best model, for use: weights, settings, classes, metrics (a few MB)
+    stageN_TASK.state.pt    everything to continue: model, average, optimiser, schedule, replay buffer, chance
+    stageN_TASK.json        settings, history and metrics, rewritten after every epoch
+    metrics.json            the results of all finished stages
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from functools import cache, cached_property
+from pathlib import Path
+
+import torch
+
+from mtl_utils import checkpoint, pretrained
+from mtl_utils.data import Classes, MiniSet, Root, find_classes, find_root, fingerprint
+from mtl_utils.evaluation import evaluate
+from mtl_utils.model import UnifiedModel, count_parameters, load_weights
+from mtl_utils.replay import ReplayBuffer
+from mtl_utils.settings import METRIC_NAMES, PROJECT, TASK_NAMES, TASKS, Settings, UserError, get_settings
+from mtl_utils.training import Trainer, finish_stage, train
+
+
+class Run:
+    """One run of the three stages in a folder of its own, with given settings on given data."""
+
+    def __init__(self, settings: Settings | None = None, folder: str | Path | None = None, root: Root | None = None):
+        self.settings = settings or get_settings()
+        self.root = root or find_root()
+        kind = "synthetic" if self.root.chosen_by == "synthetic" else "real"
+        runs = Path(os.environ.get("MTL_RUNS", PROJECT / "runs"))
+        self.folder = Path(folder or os.environ.get("MTL_RUN") or runs / f"{self.settings.profile}-{kind}")
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.data = cache(lambda task, split: MiniSet(task, self.root.path, split, self.classes))
+
+    def __str__(self) -> str:
+        return f"profile {self.settings.profile}, {self.root}, on {self.device}, files in {self.folder.name}/"
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The class lists of the data."""
+        return find_classes(self.root.path)
+
+    def path(self, task: str, ending: str = ".pt") -> Path:
+        """One of the files of a stage."""
+        return self.folder / f"stage{TASKS.index(task) + 1}_{TASK_NAMES[task]}{ending}"
+
+    @cached_property
+    def key(self) -> dict:
+        """What a finished stage must agree in to be taken over: settings, data and starting weights."""
+        start = pretrained.read_imagenet()[1] if self.settings.widths == "mobilenetv2" else "nothing"
+        return {"settings": self.settings.as_dict(), "data": fingerprint(self.root.path), "start": start}
+
+    def result(self, task: str) -> dict | None:
+        """The JSON of a stage with this run's key, or None: history, and metrics once it is finished."""
+        path = self.path(task, ".json")
+        if not path.exists():
+            return None
+        with contextlib.suppress(ValueError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return found if found["key"] == self.key else None
+        raise UserError(f"{path} is damaged: delete it and run the stage again.")
+
+    def finished(self, task: str) -> bool:
+        """Whether a stage is done, so that it is loaded instead of trained."""
+        return all(self.path(task, e).exists() for e in (".pt", ".state.pt")) and "metrics" in (self.result(task) or {})
+
+    def model(self, task: str) -> UnifiedModel:
+        """The best model of a finished stage."""
+        return load_model(self.path(task))[0].to(self.device)
+
+
+def load_model(path: Path) -> tuple[UnifiedModel, dict]:
+    """A trained model in eval mode and the checkpoint it came from. Raises UserError when the file is none."""
+    content = checkpoint.load(path)
+    try:
+        model = build(Settings(**content["settings"]), Classes.from_dict(content["classes"]))
+        load_weights(model, content["model"])
+        model.pretrained = content["start"] != "nothing"
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} holds no model that this version can build: take one that it has trained.") from error
+    return model.eval().to(memory_format=torch.channels_last), content
+
+
+def build(settings: Settings, classes: Classes) -> UnifiedModel:
+    """A new model for the classes, with random weights that the seed decides."""
+    torch.manual_seed(settings.seed)
+    return UnifiedModel(settings.widths, num_det=len(classes.det), num_cls=len(classes.cls))
+
+
+def run_stage(run: Run, task: str, after_epoch: Callable[[Trainer], None] | None = None) -> dict:
+    """Train one stage, or continue it, or load it when it is finished; returns its JSON (key, history, metrics).
+
+    A predecessor that is missing is named and trained first. `after_epoch` is called after every epoch.
+    """
+    if run.finished(task):
+        return run.result(task)
+    for earlier in TASKS[: TASKS.index(task)]:
+        if not run.finished(earlier):
+            name = run.path(earlier).name
+            print(f"{name} is missing (notebook {TASKS.index(earlier) + 3:02d} makes it): training it first.")
+            run_stage(run, earlier)
+    trainer = make_trainer(run, task)
+    train(trainer, lambda t: (record(run, t), after_epoch and after_epoch(t)))
+    return conclude(run, trainer)
+
+
+def make_trainer(run: Run, task: str) -> Trainer:
+    """A trainer at the beginning of a stage, or where the stage was stopped."""
+    before = TASKS[: TASKS.index(task)]
+    buffer = ReplayBuffer(run.settings.memory)
+    if before:
+        model, _ = load_model(run.path(before[-1]))
+        buffer.load_state_dict(checkpoint.load(run.path(before[-1], ".state.pt"))["buffer"])
+    else:
+        model = build(run.settings, run.classes)
+        pretrained.start(model)
+    trainer = Trainer(model, run.data(task, "train"), buffer, run.settings, run.device)
+    if run.result(task) and run.path(task, ".state.pt").exists():
+        trainer.load_state_dict(checkpoint.load(run.path(task, ".state.pt")))
+        print(f"continuing {TASK_NAMES[task]} after epoch {len(trainer.history)}")
+    return trainer
+
+
+def record(run: Run, trainer: Trainer) -> None:
+    """After an epoch: evaluate when it is time, then put state and history on the disk."""
+    every, last = run.settings.eval_every, trainer.finished
+    if last or len(trainer.history) % every == 0:
+        trainer.history[-1]["val"] = {task: m[METRIC_NAMES[task]] for task, m in evaluate_all(run, trainer).items()}
+    checkpoint.save(run.path(trainer.task, ".state.pt"), trainer.state_dict())
+    checkpoint.write_json(run.path(trainer.task, ".json"), {"key": run.key, "history": trainer.history})
+
+
+def evaluate_all(run: Run, trainer: Trainer) -> dict[str, dict]:
+    """Metrics of the averaged weights on val for every task learned so far."""
+    return evaluate_tasks(run, trainer.ema.module, trainer.task)
+
+
+def evaluate_tasks(run: Run, model: torch.nn.Module, task: str) -> dict[str, dict]:
+    """Metrics of a model on val for the task of a stage and all before it."""
+    learned = TASKS[: TASKS.index(task) + 1]
+    return {t: evaluate(model, run.data(t, "val"), run.settings.size[t]) for t in learned}
+
+
+def conclude(run: Run, trainer: Trainer) -> dict:
+    """After the last epoch: fill the buffer, evaluate the best model, save it, and report the stage."""
+    task = trainer.task
+    trainer.buffer.fill(trainer.dataset, torch.Generator().manual_seed(run.settings.seed))
+    model = build(run.settings, run.classes)
+    load_weights(model, trainer.best["model"])
+    model = finish_stage(model, run.settings).to(run.device, memory_format=torch.channels_last)
+    metrics = evaluate_tasks(run, model, task)
+    result = {
+        "key": run.key,
+        "history": trainer.history,
+        "best_epoch": trainer.best["epoch"],
+        "minutes": sum(entry["seconds"] for entry in trainer.history) / 60,
+        "metrics": metrics,
+    }
+    common = {"classes": run.classes.as_dict(), "settings": run.settings.as_dict(), "start": run.key["start"]}
+    scores = {t: m[METRIC_NAMES[t]] for t, m in metrics.items()}
+    checkpoint.save(run.path(task, ".state.pt"), trainer.state_dict())
+    checkpoint.save(run.path(task), common | {"model": model.state_dict(), "stage": task, "val": scores})
+    checkpoint.write_json(run.path(task, ".json"), result)
+    write_metrics(run)
+    return result
+
+
+def write_metrics(run: Run) -> None:
+    """metrics.json: the results of the stages finished so far, from which all tables and figures are made."""
+    done = {task: run.result(task) for task in TASKS if run.finished(task)}
+    about = run.key | {
+        "source": str(run.root),
+        "device": run.device,
+        "parameters": count_parameters(build(run.settings, run.classes)),
+        "written": time.strftime("%Y-%m-%d"),
+    }
+    stages = {task: {k: v for k, v in result.items() if k != "key"} for task, result in done.items()}
+    checkpoint.write_json(run.folder / "metrics.json", about | {"classes": run.classes.as_dict(), "stages": stages})

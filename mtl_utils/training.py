@@ -1,0 +1,186 @@
+"""The one training loop that all three stages use."""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from mtl_utils.data import MiniSet
+from mtl_utils.losses import class_weights, classification_loss, detection_loss, segmentation_loss
+from mtl_utils.model import UnifiedModel, fold_batchnorm
+from mtl_utils.replay import ReplayBuffer
+from mtl_utils.settings import IGNORE, TASK_NAMES, TASKS, VOC_CLASSES, Settings, UserError
+from mtl_utils.transforms import calm, collate, heavy
+
+Batch = tuple[Tensor, list | Tensor]
+
+
+class Trainer:
+    """Trains a model on one task while replaying earlier ones.
+
+    `history` holds a dict for each finished epoch; `best` the averaged weights of the epoch with the lowest training
+    loss over all tasks in play (never chosen on val, since val is what the results are reported on).
+    """
+
+    def __init__(self, model: UnifiedModel, dataset: MiniSet, buffer: ReplayBuffer, settings: Settings, device: str):
+        self.task, self.dataset, self.buffer = dataset.task, dataset, buffer
+        self.settings, self.device = settings, device
+        self.earlier = [t for t in TASKS[: TASKS.index(self.task)] if settings.draw and t in buffer.samples]
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.ema = AveragedModel(self.model, avg_fn=partial(warm_average, settings.ema), use_buffers=True)
+        seed = 10 * settings.seed + TASKS.index(self.task)
+        torch.manual_seed(seed)  # augmentation
+        self.generator = torch.Generator().manual_seed(seed)  # order of images, replay
+        self.steps = max(1, len(dataset) // settings.batch[self.task])
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, settings), weight_decay=settings.weight_decay)
+        total = self.steps * settings.epochs[self.task]
+        shape = partial(warmup_cosine, total=total, warmup=settings.warmup)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, shape)
+        self.scaler = torch.amp.GradScaler(enabled=device == "cuda")
+        self.losses = make_losses(dataset, buffer, device)
+        self.history: list[dict] = []
+        self.best: dict = {"loss": math.inf}
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return len(self.history) >= self.settings.epochs[self.task]
+
+    def epoch(self) -> dict:
+        """Train for one pass over the task's images; returns and keeps the epoch's entry of the history."""
+        started, sums = time.perf_counter(), dict.fromkeys([*self.earlier, self.task], 0.0)
+        self.model.train()
+        for images, targets in tqdm(self.loader(), desc=self.title(), unit="step", leave=False, delay=2):
+            for task, loss in self.step({self.task: (images, targets)} | self.replay()).items():
+                sums[task] += loss
+        mean = {task: total / self.steps for task, total in sums.items()}
+        entry = {"epoch": len(self.history) + 1, "loss": mean, "lr": self.schedule.get_last_lr()[-1]}
+        self.history.append(entry | {"seconds": time.perf_counter() - started})
+        if sum(mean.values()) < self.best["loss"]:
+            weights = {k: v.detach().cpu().clone() for k, v in self.ema.module.state_dict().items()}
+            self.best = {"loss": sum(mean.values()), "epoch": len(self.history), "model": weights}
+        return self.history[-1]
+
+    def step(self, batches: dict[str, Batch]) -> dict[str, float]:
+        """One optimiser step on the sum of the tasks' losses; each task has its own forward at its own size."""
+        self.optimizer.zero_grad(set_to_none=True)
+        values = {}
+        for task, (images, targets) in batches.items():
+            with torch.autocast(self.device, torch.float16, enabled=self.device == "cuda"):
+                outputs = self.model(images.to(self.device))
+            weight = 1.0 if task == self.task else self.settings.replay_weight
+            loss = weight * self.losses[task](outputs, to_device(targets, self.device))
+            values[task] = loss.item()
+            if not math.isfinite(values[task]):
+                raise UserError(f"The {task} loss became {values[task]} in {self.title()}: lower Settings.lr.")
+            self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.ema.update_parameters(self.model)
+        return values
+
+    def replay(self) -> dict[str, Batch]:
+        """A batch of stored samples of each earlier task, augmented like new ones."""
+        drawn = {task: self.buffer.draw(task, self.settings.draw, self.generator) for task in self.earlier}
+        return {task: collate(samples, self.transform(task), task) for task, samples in drawn.items()}
+
+    def transform(self, task: str) -> nn.Module:
+        """Heavy augmentation, and the calm one in the last epochs."""
+        last = len(self.history) >= (1 - self.settings.calm) * self.settings.epochs[self.task]
+        return (calm if last else heavy)(task, self.settings.size[task])
+
+    def loader(self) -> DataLoader:
+        """The task's training images in random order; what does not fill the last batch waits for the next epoch."""
+        batch = min(self.settings.batch[self.task], len(self.dataset))
+        join = partial(collate, transform=self.transform(self.task), task=self.task)
+        order = {"shuffle": True, "drop_last": True, "generator": self.generator}
+        return DataLoader(self.dataset, batch, collate_fn=join, **order)
+
+    def title(self) -> str:
+        """What the progress bar and messages call the running epoch."""
+        return f"{TASK_NAMES[self.task]} epoch {len(self.history) + 1}/{self.settings.epochs[self.task]}"
+
+    def state_dict(self) -> dict:
+        """Everything that the rest of the stage depends on."""
+        parts = {name: getattr(self, name).state_dict() for name in STATEFUL}
+        chance = {"torch": torch.get_rng_state(), "generator": self.generator.get_state()}
+        return parts | {"rng": chance, "history": self.history, "best": self.best}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue where state_dict was taken."""
+        for name in STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
+        torch.set_rng_state(state["rng"]["torch"])
+        self.generator.set_state(state["rng"]["generator"])
+        self.history, self.best = state["history"], state["best"]
+
+
+STATEFUL = ("model", "ema", "optimizer", "schedule", "scaler", "buffer")  # parts of a Trainer with a state of their own
+
+
+def train(trainer: Trainer, after_epoch: Callable[[Trainer], None]) -> None:
+    """Run the epochs that are left, calling `after_epoch` after each (evaluation, checkpoint, live curve)."""
+    while not trainer.finished:
+        trainer.epoch()
+        after_epoch(trainer)
+
+
+def parameter_groups(model: UnifiedModel, settings: Settings) -> list[dict]:
+    """Trunk and all the rest; a trunk with ImageNet weights learns at the fraction `trunk_lr` of the rate."""
+    trunk = list(model.backbone.trunk.parameters())
+    rest = [*model.backbone.pooling.parameters(), *model.backbone.fusion.parameters(), *model.head.parameters()]
+    factor = settings.trunk_lr if model.pretrained else 1.0
+    return [{"params": trunk, "lr": settings.lr * factor}, {"params": rest, "lr": settings.lr}]
+
+
+def warmup_cosine(step: int, total: int, warmup: float) -> float:
+    """Factor of the learning rate: a straight rise over the first `warmup` of all steps, then half a cosine to 0."""
+    rise = max(1, round(warmup * total))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+def warm_average(decay: float, average: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+    """Exponential moving average whose memory grows with the number of steps, up to `decay`."""
+    keep = min(decay, (1 + int(count)) / (10 + int(count)))
+    return average + (new - average) * (1 - keep)
+
+
+def make_losses(dataset: MiniSet, buffer: ReplayBuffer, device: str) -> dict[str, Callable]:
+    """The loss of each task; segmentation's class weights come from the masks at hand, new or stored."""
+    samples = dataset.samples if dataset.task == "seg" else buffer.samples.get("seg", [])
+    weights = class_weights(pixel_counts([target["mask"] for _, target in samples])).to(device)
+    seg = partial(segmentation_loss, weights=weights)
+    return {"seg": seg, "det": detection_loss, "cls": classification_loss}
+
+
+def pixel_counts(masks: list[Tensor]) -> Tensor:
+    """Pixels (21,) of each class, border left out."""
+    counts = torch.zeros(IGNORE + 1, dtype=torch.int64)
+    for mask in masks:
+        counts += torch.bincount(mask.as_subclass(Tensor).flatten().long(), minlength=IGNORE + 1)
+    return counts[: len(VOC_CLASSES)]
+
+
+def to_device(targets: list | Tensor, device: str) -> list | Tensor:
+    """Targets of any task on a device."""
+    if isinstance(targets, Tensor):
+        return targets.to(device)
+    return [{k: v.to(device) for k, v in target.items()} for target in targets]
+
+
+def finish_stage(model: UnifiedModel, settings: Settings) -> UnifiedModel:
+    """What is done to a model when a stage is over: BatchNorm is folded away, so that no later stage can shift it."""
+    if settings.fold:
+        fold_batchnorm(model)
+    return model.eval()

@@ -1,0 +1,86 @@
+"""Augmentation and evaluation transforms, for new and for replayed samples alike, and the making of batches.
+
+Image, mask and boxes move together: torchvision.transforms.v2 sees them as tv_tensors.
+"""
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from mtl_utils.data import Sample
+from mtl_utils.settings import IGNORE
+
+GREY = (124, 116, 104)  # ImageNet's mean colour: padding becomes 0 after normalisation
+FILL = {tv_tensors.Image: GREY, tv_tensors.Mask: IGNORE}
+SCALES = {"seg": (0.5, 2.0), "det": (0.6, 1.6)}  # scale jitter against the size that makes the image just fit
+MIN_BOX = 4  # pixels: a box that the crop leaves smaller is no longer recognisable
+
+
+class Letterbox(v2.Transform):
+    """Scale so that the longer side is `size`, then pad right and below to a square: one scale, no shift."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
+    def content(self, shape: tuple[int, int]) -> list[int]:
+        """Height and width of what an image of that shape becomes, without the padding."""
+        return [max(1, round(side * self.size / max(shape))) for side in shape]
+
+    def forward(self, image, target):
+        new = self.content(image.shape[-2:])
+        image, target = v2.functional.resize(image, new), _apply(v2.functional.resize, target, new)
+        pad = [0, 0, self.size - new[1], self.size - new[0]]
+        return v2.functional.pad(image, pad, fill=list(GREY)), _apply(v2.functional.pad, target, pad, fill=IGNORE)
+
+
+def _apply(function, target: dict[str, Tensor], *args, **kwargs) -> dict[str, Tensor]:
+    """`function` on the masks and boxes of a target, everything else as it is."""
+    moved = (tv_tensors.Mask, tv_tensors.BoundingBoxes)
+    return {k: function(v, *args, **kwargs) if isinstance(v, moved) else v for k, v in target.items()}
+
+
+def heavy(task: str, size: int) -> v2.Transform:
+    """The training transform: flips, colour, and a random crop (cls) or scale jitter and a random window (seg, det)."""
+    common = [v2.RandomHorizontalFlip(), v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)]
+    if task == "cls":
+        return v2.Compose([v2.RandomResizedCrop(size, scale=(0.35, 1.0)), *common])
+    window = v2.RandomCrop(size, pad_if_needed=True, fill=FILL)
+    steps = [v2.ScaleJitter((size, size), SCALES[task]), window, *common]
+    if task == "det":
+        steps.append(v2.SanitizeBoundingBoxes(min_size=MIN_BOX, labels_getter=_per_box))
+    return v2.Compose(steps)
+
+
+def _per_box(inputs) -> tuple[Tensor, Tensor]:
+    """What SanitizeBoundingBoxes has to drop together with a box."""
+    return inputs[1]["labels"], inputs[1]["crowd"]
+
+
+def plain(task: str, size: int) -> v2.Transform:
+    """The evaluation transform, without chance: whole image letterboxed (seg, det) or centre crop (cls)."""
+    if task == "cls":
+        return v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
+    return Letterbox(size)
+
+
+def calm(task: str, size: int) -> v2.Transform:
+    """The transform of the last epochs: the evaluation's, and flips."""
+    return v2.Compose([v2.RandomHorizontalFlip(), plain(task, size)])
+
+
+def collate(samples: list[Sample], transform: v2.Transform, task: str) -> tuple[Tensor, list | Tensor]:
+    """Transform samples and make a batch.
+
+    Returns images (B, 3, size, size) float32 in [0, 1] and, for seg, masks (B, size, size) int64; for det, a list of
+    target dicts; for cls, labels (B,) int64.
+    """
+    images, targets = zip(*(transform(*sample) for sample in samples), strict=True)
+    batch = torch.stack([image.as_subclass(Tensor) for image in images]).float() / 255
+    batch = batch.contiguous(memory_format=torch.channels_last)
+    if task == "seg":
+        return batch, torch.stack([t["mask"].as_subclass(Tensor) for t in targets]).long()
+    if task == "det":
+        return batch, [{k: v.as_subclass(Tensor) for k, v in t.items()} for t in targets]
+    return batch, torch.stack([t["label"] for t in targets])

@@ -1,0 +1,76 @@
+"""Small hand-made samples and sets for the tests."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+from mtl_utils.data import Classes, MiniSet
+from mtl_utils.model import Outputs
+
+CLASSES = Classes(det=("cat", "dog", "tv"), det_ids=(7, 42, 90), cls=("n1", "n2", "n3"))
+
+
+class ListSet(MiniSet):
+    """A set of samples that are given instead of read; ids are 1, 2, 3 and so on."""
+
+    def __init__(self, task: str, samples: list, classes: Classes = CLASSES, root: Path | None = None):
+        self.task, self.samples, self.classes = task, samples, classes
+        self.root, self.split = root, "val"
+        self.ids = list(range(1, len(samples) + 1))
+
+
+def photo(height: int, width: int) -> tv_tensors.Image:
+    """A picture of random pixels."""
+    return tv_tensors.Image(torch.randint(0, 256, (3, height, width), dtype=torch.uint8))
+
+
+def objects(boxes: list, labels: list, crowd: list | None = None, size: tuple[int, int] = (96, 96)) -> dict:
+    """A detection target: boxes XYXY in pixels, class indices, and which of them are crowds (default: none)."""
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return {
+        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "crowd": torch.tensor(crowd or [False] * len(boxes), dtype=torch.bool),
+    }
+
+
+def plain_tensors(target: dict) -> dict:
+    """A target as collate gives it, without tv_tensors."""
+    return {k: v.as_subclass(Tensor) for k, v in target.items()}
+
+
+def det_set(root: Path, targets: list[dict], size: tuple[int, int] = (96, 96)) -> ListSet:
+    """A detection set of random pictures with these targets, its COCO file included."""
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(1, len(targets) + 1)]
+    rows = [(i, *row) for i, t in enumerate(targets, 1) for row in zip(*plain_tensors(t).values(), strict=True)]
+    annotations = [
+        {
+            "id": number,
+            "image_id": image,
+            "category_id": CLASSES.det_ids[label],
+            "bbox": torch.cat([box[:2], box[2:] - box[:2]]).tolist(),
+            "area": (box[2:] - box[:2]).prod().item(),
+            "iscrowd": int(crowd),
+        }
+        for number, (image, box, label, crowd) in enumerate(rows, 1)
+    ]
+    categories = [{"id": i, "name": n} for i, n in zip(CLASSES.det_ids, CLASSES.det, strict=True)]
+    path = root / "mini_coco_det" / "annotations" / "mini_instances_val2017.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return ListSet("det", [(photo(*size), target) for target in targets], root=root)
+
+
+def outputs(detection=None, segmentation=None, classification=None) -> Outputs:
+    """Model outputs of which a test needs only some."""
+    return Outputs(detection, segmentation, classification)
+
+
+def random_boxes(count: int, size: float, least: float = 4.0) -> Tensor:
+    """Boxes (N, 4) XYXY inside a square of `size` pixels, no side shorter than `least`."""
+    corner = torch.rand(count, 2) * (size - least)
+    sides = least + torch.rand(count, 2) * (size - least - corner)
+    return torch.cat([corner, corner + sides], dim=1)

@@ -1,0 +1,149 @@
+"""The commands as a user types them: what they print, their exit status, and one sentence for every mistake."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtl_utils import commands, pretrained
+from mtl_utils.data import Root
+from mtl_utils.settings import PROFILES, PROJECT, TASKS
+from mtl_utils.stages import Run, run_stage
+
+TINY = replace(
+    PROFILES["smoke"],
+    widths="paper",
+    size=dict(seg=64, det=64, cls=32),
+    epochs=dict(seg=1, det=1, cls=1),
+    batch=dict(seg=2, det=2, cls=2),
+    memory=4,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_root, tmp_path_factory):
+    """The folder of a run with all stages done."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(pretrained.VARIABLE, raising=False)
+        run = Run(TINY, tmp_path_factory.mktemp("runs") / "tiny", Root(tiny_root, "--data-root"))
+        for task in TASKS:
+            run_stage(run, task)
+    return run.folder
+
+
+def marks(weights: Path, root: Path, *more: str) -> int:
+    return commands.evaluate_command(["--weights", str(weights), "--data_root", str(root), *more])
+
+
+def test_marking_command_verbatim(trained, tiny_root):
+    command = [sys.executable, "eval.py", "--weights", trained / "stage3_classification.pt", "--data_root", tiny_root]
+    done = subprocess.run([*command, "--tasks", "all"], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["mAP", "mAP@50", "mIoU", "Top-1"]
+    assert all("(floor " in line for line in done.stdout.splitlines())
+
+
+def test_marks_are_the_values_of_the_run(trained, tiny_root, tmp_path):
+    assert marks(trained / "stage3_classification.pt", tiny_root, "--json", str(tmp_path / "marks.json")) == 0
+    found = json.loads((tmp_path / "marks.json").read_text())["tasks"]
+    expected = json.loads((trained / "metrics.json").read_text())["stages"]["cls"]["metrics"]
+    assert found == expected
+    assert len(found["seg"]["per_class"]) == 21
+
+
+@pytest.mark.parametrize(("tasks", "names"), [("seg", ["mIoU"]), ("cls,det", ["mAP", "mAP@50", "Top-1"])])
+def test_any_subset_of_tasks(trained, tiny_root, capsys, tasks, names):
+    assert marks(trained / "stage3_classification.pt", tiny_root, "--tasks", tasks) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == names
+
+
+def test_train_split(trained, tiny_root, capsys):
+    assert marks(trained / "stage3_classification.pt", tiny_root, "--split", "train", "--tasks", "seg") == 0
+    assert "6 images" in capsys.readouterr().out
+
+
+def test_root_with_only_some_of_the_sets(trained, tiny_root, tmp_path, capsys):
+    shutil.copytree(tiny_root / "mini_voc_seg", tmp_path / "mini_voc_seg")
+    assert marks(trained / "stage3_classification.pt", tmp_path) == 0
+    assert capsys.readouterr().out.startswith("mIoU")
+    assert marks(trained / "stage3_classification.pt", tmp_path, "--tasks", "seg,det") == 1
+
+
+def mistakes(trained, tiny_root, tmp_path):
+    other = tmp_path / "other.pt"
+    torch.save({"format": 99}, other)
+    text = tmp_path / "text.pt"
+    text.write_text("no weights")
+    good = trained / "stage3_classification.pt"
+    return [
+        (tmp_path / "missing.pt", tiny_root, "all", "missing.pt does not exist"),
+        (other, tiny_root, "all", "other.pt has checkpoint format 99"),
+        (text, tiny_root, "all", "text.pt is not a checkpoint"),
+        (trained / "stage1_segmentation.state.pt", tiny_root, "all", "holds no model"),
+        (good, tmp_path / "nowhere", "all", "holds none of"),
+        (good, tiny_root, "seg,poses", "--tasks names poses"),
+    ]
+
+
+def test_every_mistake_is_one_sentence(trained, tiny_root, tmp_path, capsys):
+    for weights, root, tasks, text in mistakes(trained, tiny_root, tmp_path):
+        assert marks(weights, root, "--tasks", tasks) == 1
+        said = capsys.readouterr().err
+        assert text in said and len(said.strip().splitlines()) == 1 and "Traceback" not in said
+
+
+def test_weights_for_other_classes(trained, tiny_root, tmp_path, capsys):
+    root = tmp_path / "root"
+    shutil.copytree(tiny_root, root)
+    file = root / "mini_coco_det" / "annotations" / "mini_instances_val2017.json"
+    coco = json.loads(file.read_text())
+    coco["categories"][0]["name"] = "unicorn"
+    file.write_text(json.dumps(coco))
+    assert marks(trained / "stage3_classification.pt", root, "--tasks", "det") == 1
+    assert "was not trained for" in capsys.readouterr().err
+
+
+@pytest.fixture
+def tiny_profile(monkeypatch, tmp_path):
+    monkeypatch.setitem(PROFILES, "smoke", TINY)
+    monkeypatch.setattr(commands, "PROJECT", tmp_path)
+    monkeypatch.delenv(pretrained.VARIABLE, raising=False)
+
+
+def test_train_then_resume(tiny_profile, tiny_root, capsys, monkeypatch):
+    command = ["train", "--profile", "smoke", "--name", "mine", "--data-root", str(tiny_root)]
+    assert commands.main(command) == 0
+    assert capsys.readouterr().out.count("baseline=") == 3
+    assert commands.main(command) == 1
+    assert "already holds a run" in capsys.readouterr().err
+    monkeypatch.setattr(commands, "run_stage", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert commands.main([*command, "--resume"]) == 130
+    assert "continue with --resume" in capsys.readouterr().err
+
+
+def test_train_without_replay_says_so_in_its_settings(tiny_profile, tiny_root, tmp_path):
+    assert commands.main(["train", "--profile", "smoke", "--name", "x", "--no-replay", "--data-root", str(tiny_root)]) == 0
+    assert json.loads((tmp_path / "runs" / "x" / "metrics.json").read_text())["settings"]["draw"] == 0
+
+
+def test_wrong_data_root_is_one_sentence(tmp_path, capsys):
+    assert commands.main(["train", "--data-root", str(tmp_path / "nowhere")]) == 1
+    assert capsys.readouterr().err.startswith("error: ") and len(capsys.readouterr().err.splitlines()) <= 1
+
+
+def test_data_check_says_whether_a_root_is_sound(tiny_root, tmp_path, capsys):
+    root = tmp_path / "root"
+    shutil.copytree(tiny_root, root)
+    next((root / "mini_voc_seg" / "val").glob("*.jpg")).write_bytes(b"torn")
+    assert commands.main(["data", "check", str(root)]) == 1
+    assert ".jpg" in capsys.readouterr().out
+
+
+def test_readme_shows_the_committed_results():
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert commands.with_results(text) == text, "run `python -m mtl_utils readme`"

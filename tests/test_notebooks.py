@@ -1,0 +1,77 @@
+"""The stored notebooks: run top to bottom, nothing private in them, short cells, and how they are executed."""
+
+import json
+import re
+
+import nbformat
+import pytest
+
+from mtl_utils import notebooks
+from mtl_utils.settings import UserError
+
+PATHS = sorted(notebooks.FOLDER.glob("*.ipynb"))
+NAMES = [
+    "01_data_exploration",
+    "02_model",
+    "03_stage1_segmentation",
+    "04_stage2_detection",
+    "05_stage3_classification",
+    "06_final_evaluation",
+]
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def test_the_six_are_there():
+    assert [path.stem for path in PATHS] == NAMES
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_stored_outputs_come_from_one_run_from_top_to_bottom(path):
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = json.dumps([cell.outputs for cell in cells])
+    assert '"output_type": "error"' not in outputs
+    assert not re.search(r"/(root|home|work|tmp|Users|content)/", outputs), "an absolute path in an output"
+    assert not re.search(r"0x[0-9a-f]{8,}", outputs), "a memory address in an output"
+    assert path.stat().st_size < 1_500_000
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_cells_are_short_and_begin_alike(path):
+    cells = code_cells(path)
+    assert max(len(cell.source.splitlines()) for cell in cells) <= 25
+    assert [cell.source for cell in cells[:2]] == [cell.source for cell in code_cells(PATHS[0])[:2]]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_pictures_are_light(path):
+    for cell in code_cells(path):
+        for output in cell.outputs:
+            picture = output.get("data", {}).get("image/png", "")
+            assert len(picture) * 3 / 4 < 400_000
+
+
+def write_notebook(path, source):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    nbformat.write(notebook, path)
+
+
+def test_executed_copies_are_left_and_the_original_is_not_touched(tmp_path, monkeypatch):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    write_notebook(folder / "01_x.ipynb", "print(6 * 7)")
+    before = (folder / "01_x.ipynb").read_bytes()
+    monkeypatch.setattr(notebooks, "FOLDER", folder)
+    notebooks.execute_all(tmp_path / "out")
+    assert nbformat.read(tmp_path / "out" / "01_x.ipynb", 4).cells[0].outputs[0].text == "42\n"
+    assert "42" in (tmp_path / "out" / "01_x.html").read_text()
+    assert (folder / "01_x.ipynb").read_bytes() == before
+
+
+def test_a_failing_cell_is_one_sentence(tmp_path):
+    write_notebook(tmp_path / "02_y.ipynb", "1 / 0")
+    with pytest.raises(UserError, match=r"02_y\.ipynb stopped at a cell with ZeroDivisionError"):
+        notebooks.execute(tmp_path / "02_y.ipynb")

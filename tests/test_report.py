@@ -1,0 +1,95 @@
+"""Tables and verdicts from a hand-made metrics.json."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mtl_utils import report
+from mtl_utils.settings import METRIC_NAMES, TASKS, UserError
+
+# the example of the assignment: its numbers, and the text it wants
+BASE = {"seg": 0.6548, "det": 0.5123, "cls": 0.7812}
+FINAL = {"seg": 0.6412, "det": 0.5057, "cls": 0.7710}
+EXAMPLE = """\
+Stage1 best mIoU: 0.6548
+Stage2 best mAP@50: 0.5123
+Stage3 best Top1 Acc: 0.7812
+→ Final Seg mIoU: 0.6412, Det mAP@50: 0.5057, Cls Acc: 0.7710
+Seg mIoU: baseline=0.6548, final=0.6412, drop=0.0136 → ✅ PASS
+Det mAP@50: baseline=0.5123, final=0.5057, drop=0.0066 → ✅ PASS
+Cls Top1 Acc: baseline=0.7812, final=0.7710, drop=0.0102 → ✅ PASS"""
+
+
+def make_metrics(after: list[dict[str, float]]) -> dict:
+    floors = {"seg": 0.03, "det": 0.0, "cls": 0.1}
+    stages = {
+        stage: {"metrics": {t: {METRIC_NAMES[t]: v, "floor": floors[t]} for t, v in row.items()}, "minutes": 1.0}
+        for stage, row in zip(TASKS, after, strict=False)
+    }
+    return {"stages": stages}
+
+
+METRICS = make_metrics([{"seg": 0.4}, {"seg": 0.39, "det": 0.1}, {"seg": 0.36, "det": 0.12, "cls": 0.9}])
+
+
+def test_r_matrix_has_stages_by_row_and_nan_above_the_diagonal():
+    expected = [[0.4, np.nan, np.nan], [0.39, 0.1, np.nan], [0.36, 0.12, 0.9]]
+    np.testing.assert_array_equal(report.r_matrix(METRICS), expected)
+
+
+def test_drop_is_baseline_minus_final_and_a_gain_is_negative():
+    seg, det, cls = report.drops(METRICS)
+    assert seg["drop"] == pytest.approx(0.04) and det["drop"] == pytest.approx(-0.02) and cls["drop"] == 0
+
+
+@pytest.mark.parametrize(
+    ("baseline", "final", "points", "relative"),
+    [
+        (0.40, 0.36, True, False),  # 4 points, but 10 % of the baseline
+        (0.40, 0.385, True, True),
+        (0.90, 0.80, False, False),
+        (0.40, 0.44, True, True),  # a gain
+        (0.0, 0.0, True, False),  # nothing learned is no success
+        (0.0003, 0.0002, True, False),
+    ],
+)
+def test_both_readings_of_five_per_cent(baseline, final, points, relative):
+    verdict = report.judge("seg", baseline, final)
+    assert (verdict["points"], verdict["relative"]) == (points, relative)
+    assert verdict["pass"] == relative
+
+
+def test_closing_report_has_the_assignments_form(monkeypatch):
+    rows = [report.judge(task, BASE[task], FINAL[task]) for task in TASKS]
+    monkeypatch.setattr(report, "drops", lambda metrics: rows)
+    assert report.closing_report({}) == EXAMPLE
+
+
+def test_closing_report_says_fail_when_a_task_is_forgotten():
+    lines = report.closing_report(METRICS).splitlines()
+    assert lines[-3].endswith("❌ FAIL") and lines[-2].endswith("✅ PASS")
+
+
+def test_tables_show_floor_gain_and_verdict():
+    stages = report.stage_table(METRICS)
+    assert stages.loc["trivial floor", "mIoU"] == "0.030" and stages.loc["after stage 1", "Top-1"] == ""
+    forgetting = report.forgetting_table(METRICS)
+    assert forgetting.loc["mAP@50", "drop"] == "-0.0200"
+    assert forgetting.loc["mIoU", "drop, % of baseline"] == "+10.0"
+    assert "| mIoU | 0.030 | 0.400 | 0.360 | +0.040 | 90 % | ❌ FAIL |" in report.results_markdown(METRICS)
+
+
+def test_a_missing_stage_is_named():
+    with pytest.raises(UserError, match="all three stages"):
+        report.drops(make_metrics([{"seg": 0.4}]))
+
+
+def test_damaged_metrics_file(tmp_path):
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(UserError, match=r"metrics\.json"):
+        report.read_metrics(tmp_path / "metrics.json")
+
+
+def test_metrics_survive_json():
+    assert report.drops(json.loads(json.dumps(METRICS))) == report.drops(METRICS)

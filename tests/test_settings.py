@@ -1,0 +1,57 @@
+import json
+from dataclasses import FrozenInstanceError
+
+import pytest
+import torch
+
+from mtl_utils.settings import MAX_DRAW, PROFILES, Settings, UserError, default_profile, get_settings
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_is_within_the_rules(name):
+    settings = PROFILES[name]
+    assert settings.profile == name
+    assert 0 < settings.draw <= MAX_DRAW == 10
+    assert all(size % 32 == 0 for size in settings.size.values())
+    assert set(settings.size) == set(settings.epochs) == set(settings.batch) == {"seg", "det", "cls"}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_settings_survive_json(name):
+    stored = json.loads(json.dumps(PROFILES[name].as_dict()))
+    assert Settings(**stored) == PROFILES[name]
+
+
+def test_single_values_are_replaced_and_the_profile_stays_as_it_is():
+    settings = get_settings("smoke", seed=7, draw=0)
+    assert (settings.seed, settings.draw, settings.size) == (7, 0, PROFILES["smoke"].size)
+    assert PROFILES["smoke"].seed == 0
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        get_settings("smoke").seed = 1
+
+
+def test_unknown_profile_names_the_known_ones():
+    with pytest.raises(UserError, match=r"'huge'.*smoke, quick, full"):
+        get_settings("huge")
+
+
+def test_environment_variable_chooses_the_profile(monkeypatch):
+    monkeypatch.setenv("MTL_PROFILE", "smoke")
+    assert get_settings().profile == "smoke"
+    assert get_settings("quick").profile == "quick", "what is asked for comes before the variable"
+
+
+def test_unknown_profile_in_the_environment_is_a_user_error(monkeypatch):
+    monkeypatch.setenv("MTL_PROFILE", "huge")
+    with pytest.raises(UserError, match="MTL_PROFILE"):
+        get_settings()
+
+
+@pytest.mark.parametrize(("gpu", "profile"), [(True, "full"), (False, "quick")])
+def test_default_profile_depends_on_the_gpu(monkeypatch, gpu, profile):
+    monkeypatch.delenv("MTL_PROFILE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert default_profile() == profile

@@ -1,0 +1,223 @@
+"""The training loop and the chain of stages, on a tiny set."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from mtl_utils import pretrained, stages, training
+from mtl_utils.data import Root
+from mtl_utils.replay import ReplayBuffer
+from mtl_utils.settings import MAX_DRAW, PROFILES, TASKS, UserError
+from mtl_utils.stages import Run, load_model, run_stage
+
+SETTINGS = replace(
+    PROFILES["smoke"],
+    widths="paper",
+    size=dict(seg=64, det=64, cls=32),
+    epochs=dict(seg=3, det=2, cls=2),
+    batch=dict(seg=2, det=2, cls=2),
+    memory=4,
+    draw=2,
+)
+
+
+@pytest.fixture(autouse=True)
+def without_imagenet_weights(monkeypatch):
+    monkeypatch.delenv(pretrained.VARIABLE, raising=False)
+
+
+def make_run(tiny_root, folder, **changes):
+    return Run(replace(SETTINGS, **changes), folder, Root(tiny_root, "--data-root"))
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_root, tmp_path_factory):
+    """A run of all stages that nothing interrupted."""
+    run = make_run(tiny_root, tmp_path_factory.mktemp("straight"))
+    for task in TASKS:
+        run_stage(run, task)
+    return run
+
+
+def weights(run, task):
+    return load_model(run.path(task))[0].state_dict()
+
+
+def stop_after(epoch):
+    def hook(trainer):
+        if len(trainer.history) == epoch:
+            raise KeyboardInterrupt
+
+    return hook
+
+
+def test_interrupted_run_ends_with_the_same_weights(straight, tiny_root, tmp_path):
+    run = make_run(tiny_root, tmp_path)
+    for task in TASKS:
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(run, task, stop_after(1))
+        torch.rand(3)  # whatever chance was used in between must not matter
+        run_stage(make_run(tiny_root, tmp_path), task)
+        for name, value in weights(straight, task).items():
+            assert torch.equal(value, weights(run, task)[name]), f"{task}: {name} differs"
+
+
+def test_interruption_within_an_epoch_costs_that_epoch_only(straight, tiny_root, tmp_path, monkeypatch):
+    run, calls, step = make_run(tiny_root, tmp_path), [], training.Trainer.step
+
+    def interrupted_step(self, batches):
+        calls.append(1)
+        if len(calls) == 5:  # in the second epoch of three steps each
+            raise KeyboardInterrupt
+        return step(self, batches)
+
+    monkeypatch.setattr(training.Trainer, "step", interrupted_step)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(run, "seg")
+    assert len(run.result("seg")["history"]) == 1
+    run_stage(run, "seg")
+    assert all(torch.equal(v, weights(run, "seg")[k]) for k, v in weights(straight, "seg").items())
+
+
+def test_finished_stage_is_loaded_not_trained(straight, monkeypatch):
+    monkeypatch.setattr(stages, "make_trainer", lambda *_: pytest.fail("trained again"))
+    assert run_stage(straight, "cls")["metrics"].keys() == set(TASKS)
+
+
+def test_other_settings_or_data_do_not_count_as_finished(straight, tiny_root):
+    assert straight.finished("cls")
+    assert not make_run(tiny_root, straight.folder, lr=1e-4).finished("cls")
+
+
+def test_missing_predecessor_is_named_and_trained(tiny_root, tmp_path, capsys):
+    run = make_run(tiny_root, tmp_path, epochs=dict(seg=1, det=1, cls=1))
+    run_stage(run, "det")
+    assert "stage1_segmentation.pt is missing (notebook 03 makes it)" in capsys.readouterr().out
+    assert run.finished("seg") and run.finished("det")
+
+
+def test_every_stage_is_evaluated_on_all_tasks_learned_so_far(straight):
+    for i, task in enumerate(TASKS):
+        result = straight.result(task)
+        assert tuple(result["metrics"]) == TASKS[: i + 1]
+        assert tuple(result["history"][-1]["val"]) == TASKS[: i + 1]
+        assert tuple(result["history"][0]["loss"]) == TASKS[: i + 1]
+
+
+def test_best_epoch_has_the_lowest_training_loss(straight):
+    for task in TASKS:
+        losses = [sum(entry["loss"].values()) for entry in straight.result(task)["history"]]
+        assert straight.result(task)["best_epoch"] == losses.index(min(losses)) + 1
+
+
+def test_no_batchnorm_is_left_after_stage_1(straight, tiny_root, tmp_path):
+    kinds = {type(m) for m in load_model(straight.path("seg"))[0].modules()}
+    assert nn.BatchNorm2d not in kinds
+    drifting = make_run(tiny_root, tmp_path, fold=False, epochs=dict(seg=1, det=1, cls=1))
+    run_stage(drifting, "seg")
+    assert nn.BatchNorm2d in {type(m) for m in load_model(drifting.path("seg"))[0].modules()}
+
+
+def test_each_step_replays_the_agreed_number_of_each_earlier_task(straight, monkeypatch, tiny_root, tmp_path):
+    run, seen, step = make_run(tiny_root, tmp_path), [], training.Trainer.step
+    for task in TASKS[:2]:
+        for ending in (".pt", ".state.pt", ".json"):
+            (tmp_path / run.path(task, ending).name).write_bytes(straight.path(task, ending).read_bytes())
+
+    def watching(self, batches):
+        seen.append({task: len(images) for task, (images, _) in batches.items()})
+        return step(self, batches)
+
+    monkeypatch.setattr(training.Trainer, "step", watching)
+    run_stage(run, "cls")
+    assert seen and all(counts == {"cls": 2, "seg": 2, "det": 2} for counts in seen)
+
+
+def test_draw_0_trains_without_replay(straight, tiny_root):
+    trainer = training.Trainer(
+        load_model(straight.path("seg"))[0],
+        straight.data("det", "train"),
+        ReplayBuffer(4),
+        replace(SETTINGS, draw=0),
+        "cpu",
+    )
+    assert trainer.replay() == {}
+
+
+def test_more_than_ten_replayed_images_are_refused(straight, tiny_root):
+    buffer = ReplayBuffer(20)
+    buffer.fill(straight.data("seg", "train"), torch.Generator().manual_seed(0))
+    settings = replace(SETTINGS, draw=MAX_DRAW + 1)
+    model = load_model(straight.path("seg"))[0]
+    with pytest.raises(AssertionError, match="the assignment allows 10"):
+        training.Trainer(model, straight.data("det", "train"), buffer, settings, "cpu").epoch()
+
+
+def test_training_stops_at_the_first_loss_that_is_not_finite(tiny_root, tmp_path, monkeypatch):
+    run = make_run(tiny_root, tmp_path)
+    monkeypatch.setattr(training, "segmentation_loss", lambda outputs, *_, **__: outputs.segmentation.sum() * math.nan)
+    with pytest.raises(UserError, match="loss became nan in segmentation epoch 1/3"):
+        run_stage(run, "seg")
+
+
+def test_training_learns(straight):
+    history = straight.result("seg")["history"]
+    assert history[-1]["loss"]["seg"] < history[0]["loss"]["seg"]
+
+
+def test_learning_rate_rises_then_falls_to_zero():
+    factors = [training.warmup_cosine(i, total=100, warmup=0.1) for i in range(100)]
+    assert factors[0] == pytest.approx(0.1) and max(factors) == factors[9] == 1
+    assert factors[55] == pytest.approx(0.5, abs=0.01) and factors[-1] < 0.001
+    assert all(a >= b for a, b in zip(factors[9:], factors[10:], strict=False))
+
+
+def test_average_of_weights_warms_up_to_its_decay():
+    average = torch.tensor(0.0)
+    for count in range(2000):
+        average = training.warm_average(0.99, average, torch.tensor(1.0), count)
+    assert average == pytest.approx(1.0, abs=1e-5)
+    assert training.warm_average(0.99, torch.tensor(0.0), torch.tensor(1.0), 10**6) == pytest.approx(0.01)
+    assert training.warm_average(0.99, torch.tensor(0.0), torch.tensor(1.0), 0) == pytest.approx(0.9)
+
+
+def test_only_a_trunk_with_imagenet_weights_learns_more_slowly(straight):
+    model = load_model(straight.path("seg"))[0]
+    assert [g["lr"] for g in training.parameter_groups(model, SETTINGS)] == [SETTINGS.lr, SETTINGS.lr]
+    model.pretrained = True
+    slow, fast = training.parameter_groups(model, SETTINGS)
+    assert slow["lr"] == pytest.approx(0.1 * SETTINGS.lr) and fast["lr"] == SETTINGS.lr
+    count = sum(p.numel() for g in (slow, fast) for p in g["params"])
+    assert count == sum(p.numel() for p in model.parameters())
+
+
+def test_heavy_augmentation_ends_before_the_last_epochs(straight):
+    trainer = training.Trainer(
+        load_model(straight.path("seg"))[0],
+        straight.data("seg", "train"),
+        ReplayBuffer(0),
+        replace(SETTINGS, epochs=dict(seg=10, det=1, cls=1)),
+        "cpu",
+    )
+    trainer.history = [{}] * 8
+    assert "Jitter" in str(trainer.transform("seg"))
+    trainer.history = [{}] * 9
+    assert "Jitter" not in str(trainer.transform("seg"))
+
+
+def test_damaged_history_is_named(tiny_root, tmp_path):
+    run = make_run(tiny_root, tmp_path)
+    run.path("seg", ".json").write_text("{")
+    with pytest.raises(UserError, match=r"stage1_segmentation\.json is damaged"):
+        run.result("seg")
+
+
+def test_metrics_json_holds_what_the_tables_need(straight):
+    from mtl_utils.report import closing_report, read_metrics
+
+    metrics = read_metrics(straight.folder / "metrics.json")
+    assert metrics["start"] == "nothing" and metrics["parameters"] > 1_000_000
+    assert closing_report(metrics).count("baseline=") == 3
