@@ -99,7 +99,8 @@ def decode(path: Path) -> tuple[bytes, Image.Image]:
             picture.load()
             return data, picture
     except Exception as error:  # what PIL raises on garbage is not only OSError
-        raise UserError(f"the picture cannot be decoded ({error})") from error
+        reason = str(error).split(" <")[0]  # without Python's address of the buffer
+        raise UserError(f"the picture cannot be decoded ({reason})") from error
 
 
 def check_photos(root: Path, paths: list[Path], photos: Photos) -> Iterator[Fault]:

@@ -5,7 +5,7 @@ Lengths and positions are inches from the figure's lower left corner.
 
 import copy
 import textwrap
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -22,7 +22,9 @@ from mtl_utils.plots import TASK_COLOURS
 from mtl_utils.settings import METRIC_NAMES, TASK_NAMES, TASKS, Settings
 
 INK, GROUND, HEAD = "#222222", "#ECECEC", "#FFF0BF"  # text and lines, what lies behind blocks, the head
+TINTS = {task: tuple(1 - 0.3 * (1 - c) for c in to_rgb(colour)) for task, colour in TASK_COLOURS.items()}  # below text
 Point = tuple[float, float]
+Layer = tuple[str, tuple[int, ...], str, int]  # a part of the network: name, output's (C, H, W), kind, parameters
 
 
 class Box(NamedTuple):
@@ -38,15 +40,6 @@ class Box(NamedTuple):
         return self.x + across * self.w, self.y + up * self.h
 
 
-class Layer(NamedTuple):
-    """A part of the network: a row of the table, a block of the picture."""
-
-    name: str
-    shape: tuple[int, ...]  # (C, H, W) of its output
-    what: str
-    parameters: int
-
-
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """A white figure with inches as coordinates."""
     figure = plt.figure(figsize=(width, height), facecolor="white", layout="none")
@@ -57,12 +50,15 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 def write(axes: Axes, point: Point, text: str, **style) -> None:
     """Text, centred on the point unless the style says otherwise."""
-    axes.text(*point, text, **{"ha": "center", "va": "center", "color": INK, "family": "DejaVu Sans", "size": 9} | style)
+    usual = {"ha": "center", "va": "center", "color": INK, "family": "DejaVu Sans", "size": 9}
+    axes.text(*point, text, **usual | style)
 
 
-def block(axes: Axes, box: Box, lines: list[str], fill: str | tuple = "white", edge: str = INK, width: float = 1.2) -> None:
+def block(
+    axes: Axes, box: Box, lines: list[str], fill: str | tuple = "white", edge: str = INK, lw: float = 1.2
+) -> None:
     """A rectangle with rounded corners and lines of text in its middle, the first one bold."""
-    look = {"facecolor": fill, "edgecolor": edge, "linewidth": width}
+    look = {"facecolor": fill, "edgecolor": edge, "linewidth": lw}
     axes.add_patch(FancyBboxPatch((box.x, box.y), box.w, box.h, "round,pad=0,rounding_size=.07", **look))
     for i, line in enumerate(lines):
         x, y = box.at(0.5, 0.5)
@@ -75,27 +71,37 @@ def group(axes: Axes, box: Box, title: str, fill: str = GROUND, edge: str = "non
     write(axes, (box.x + 0.12, box.y + box.h - 0.18), title, ha="left", weight="bold", size=10)
 
 
-def arrow(axes: Axes, *points: Point, colour: str = INK) -> None:
-    """A line through the points that ends in a head."""
-    axes.plot(*zip(*points[:-1], strict=True), color=colour, lw=1.4, solid_joinstyle="miter", solid_capstyle="projecting")
-    look = {"arrowstyle": "-|>", "mutation_scale": 12, "lw": 1.4, "color": colour, "shrinkA": 0, "shrinkB": 0}
-    axes.add_patch(FancyArrowPatch(*points[-2:], **look))
-
-
 def bar(axes: Axes, box: Box, slices: list[tuple[str, int, str]]) -> list[Box]:
-    """A bar divided in proportion to (task, count, label) into slices of the tasks' colours; returns the slices."""
+    """A bar divided by (task, count, label) into slices of the tasks' colours; returns the slices.
+
+    Widths are in proportion to the counts, except that no slice is too narrow for its label.
+    """
     total, left, pieces = sum(count for _, count, _ in slices), box.x, []
-    for task, count, label in slices:
-        pieces.append(Box(left, box.y, box.w * count / total, box.h))
-        axes.add_patch(Rectangle(pieces[-1][:2], *pieces[-1][2:], facecolor=tint(task), edgecolor=INK, linewidth=1.2))
-        write(axes, pieces[-1].at(0.5, 0.5), label)
-        left += pieces[-1].w
+    shares = [max(count / total, 0.09 * len(label) / box.w) for _, count, label in slices]
+    for (task, _, label), share in zip(slices, shares, strict=True):
+        piece = Box(left, box.y, box.w * share / sum(shares), box.h)
+        axes.add_patch(Rectangle(piece[:2], *piece[2:], facecolor=TINTS[task], edgecolor=INK, linewidth=1.2))
+        write(axes, piece.at(0.5, 0.5), label)
+        pieces.append(piece)
+        left += piece.w
     return pieces
 
 
-def tint(task: str) -> tuple[float, ...]:
-    """A task's colour thinned with white, so that black text on it is easy to read."""
-    return tuple(1 - 0.3 * (1 - c) for c in to_rgb(TASK_COLOURS[task]))
+def arrow(axes: Axes, *points: Point, colour: str = INK) -> None:
+    """A line through the points that ends in a head."""
+    look = {"color": colour, "linewidth": 1.4}
+    axes.plot(*zip(*points[:-1], strict=True), solid_joinstyle="miter", solid_capstyle="projecting", **look)
+    axes.add_patch(FancyArrowPatch(*points[-2:], arrowstyle="-|>", mutation_scale=12, shrinkA=0, shrinkB=0, **look))
+
+
+def link(axes: Axes, a: Box, b: Box) -> None:
+    """A straight arrow from a box to the next one, at the middle of the smaller side."""
+    if a.x + a.w <= b.x:
+        y = min(a, b, key=lambda box: box.h).at(0, 0.5)[1]
+        arrow(axes, (a.x + a.w, y), (b.x, y))
+    else:
+        x = min(a, b, key=lambda box: box.w).at(0.5, 0)[0]
+        arrow(axes, *(((x, a.y), (x, b.y + b.h)) if a.y > b.y else ((x, a.y + a.h), (x, b.y))))
 
 
 # ---- the network
@@ -117,7 +123,7 @@ def measure(model: UnifiedModel, size: int) -> tuple[list[Layer], Outputs]:
         part.register_forward_hook(lambda _, inputs, output, name=name: shapes.update({name: tuple(output.shape[1:])}))
     with torch.no_grad():
         outputs = twin(torch.zeros(1, 3, size, size))
-    return [Layer(n, shapes[n], describe(p), count_parameters(p)) for n, p in parts(model).items()], outputs
+    return [(name, shapes[name], describe(p), count_parameters(p)) for name, p in parts(model).items()], outputs
 
 
 def describe(part: nn.Module) -> str:
@@ -126,7 +132,7 @@ def describe(part: nn.Module) -> str:
         case network.PyramidPooling():
             return f"pooled to {', '.join(map(str, part.BINS))} bins a side, conv 1×1"
         case network.FeatureFusion():
-            return f"sum of {2 if part.middle is None else 3} branches"
+            return f"sum of {3 if part.middle else 2} branches"
         case nn.Conv2d():
             return f"conv {part.kernel_size[0]}×{part.kernel_size[1]}"
         case network.ConvNorm():
@@ -146,14 +152,16 @@ def dims(shape: tuple[int, ...]) -> str:
 
 def layer_table(model: UnifiedModel, size: int = 512) -> list[tuple[str, str, str, int]]:
     """Rows (module, output shape, what it is, parameters) for an image of size x size; the last one is the total."""
-    rows = [(layer.name, dims(layer.shape), layer.what, layer.parameters) for layer in measure(model, size)[0]]
+    rows = [(name, dims(shape), what, count) for name, shape, what, count in measure(model, size)[0]]
     return [*rows, ("Total", "", f"widths {model.widths}", count_parameters(model))]
 
 
-IMAGE, LOW, MIDDLE, DEEP = Box(0.12, 3.78, 0.95, 0.95), *(Box(1.5, y, 1.85, 1.2) for y in (3.65, 2.05, 0.45))
-POOL, FUSE, GRID = Box(3.8, 0.45, 1.6, 1.2), Box(3.8, 2.05, 1.6, 2.8), Box(5.85, 1.87, 5.03, 1.05)
-HEADS = [Box(5.99 + 1.65 * i, 3.65, 1.45, 1.2) for i in range(3)]  # the head's layers
-RESULTS = {task: Box(5.85 + 1.7 * i, 0.3, 1.63, 1.05) for i, task in enumerate(("det", "seg", "cls"))}  # as in the map
+IMAGE = Box(0.12, 3.75, 0.95, 0.95)
+LOW, MIDDLE, DEEP = (Box(1.47, y, 2.0, 1.25) for y in (3.6, 2.0, 0.4))
+POOL, FUSE = Box(3.86, 0.4, 1.58, 1.25), Box(3.86, 2.0, 1.58, 2.85)
+HEADS = [Box(5.99 + 1.65 * i, 3.6, 1.45, 1.25) for i in range(3)]  # the head's layers
+GRID = Box(5.85, 1.85, 5.03, 1.05)  # the output map
+RESULTS = {task: Box(5.85 + 1.7 * i, 0.25, 1.63, 1.05) for i, task in enumerate(("det", "seg", "cls"))}  # as in the map
 
 
 def architecture(model: UnifiedModel, size: int = 512) -> Figure:
@@ -162,10 +170,9 @@ def architecture(model: UnifiedModel, size: int = 512) -> Figure:
     figure, axes = canvas(11, 5.7)
     title = f"Fast-SCNN ({model.widths} widths) with one head for three tasks: {count_parameters(model):,} parameters"
     write(axes, (0.12, 5.48), title, ha="left", weight="bold", size=12)
-    write(axes, (0.12, 0.62), "C × H × W:\nchannels,\nheight, width\nof a block's\noutput", ha="left", linespacing=1.3)
+    write(axes, (0.12, 0.68), "C × H × W:\nchannels,\nheight, width\nof a block's\noutput", ha="left", linespacing=1.3)
     draw_image(axes, f"3 × {size} × {size}")
-    draw_backbone(axes, layers[:5], size, (LOW, MIDDLE) if model.backbone.fusion.middle else (LOW,))
-    draw_head(axes, layers[5:])
+    draw_layers(axes, layers, size, [LOW, MIDDLE] if model.backbone.fusion.middle else [LOW])
     draw_outputs(axes, model.head.split, outputs)
     return figure
 
@@ -173,78 +180,63 @@ def architecture(model: UnifiedModel, size: int = 512) -> Figure:
 def draw_image(axes: Axes, shape: str) -> None:
     """A small landscape that stands for the input image."""
     axes.add_patch(Rectangle(IMAGE[:2], *IMAGE[2:], facecolor="#D5E6F2", edgecolor=INK, linewidth=1.2))
-    axes.add_patch(Circle(IMAGE.at(0.74, 0.74), 0.1, facecolor="#F7D560"))
-    for ridge, colour in (((0.35, 0.62, 0.2, 0), "#9DB0A0"), ((0.15, 0.2, 0.45, 0.55), "#6F8573")):
-        heights = zip((0, 0.3, 0.65, 1, 1, 0), (*ridge, 0, 0), strict=True)
-        axes.add_patch(Polygon([IMAGE.at(*point) for point in heights], facecolor=colour))
+    axes.add_patch(Circle(IMAGE.at(0.74, 0.74), 0.1, facecolor="#F7D560", edgecolor="none"))
+    hills = ((0, 0), (0, 0.35), (0.3, 0.62), (0.55, 0.3), (0.75, 0.45), (1, 0.25), (1, 0))
+    axes.add_patch(Polygon([IMAGE.at(*point) for point in hills], facecolor="#6F8573", edgecolor=INK))
     write(axes, IMAGE.at(0.5, 1.14), "Input image", weight="bold")
     write(axes, IMAGE.at(0.5, -0.14), shape)
 
 
-def draw_backbone(axes: Axes, layers: list[Layer], size: int, skips: tuple[Box, ...]) -> None:
-    """Trunk, pyramid pooling and feature fusion, one row for each stride."""
-    group(axes, Box(1.37, 0.3, 4.16, 4.95), "Backbone: Fast-SCNN")
-    for box, layer in zip((LOW, MIDDLE, DEEP, POOL, FUSE), layers, strict=True):
-        draw_layer(axes, box, layer, f"stride {size // layer.shape[-1]}: ")
-    arrow(axes, IMAGE.at(1, 0.5), LOW.at(0, 0.5))
-    arrow(axes, LOW.at(0.5, 0), MIDDLE.at(0.5, 1))
-    arrow(axes, MIDDLE.at(0.5, 0), DEEP.at(0.5, 1))
-    arrow(axes, DEEP.at(1, 0.5), POOL.at(0, 0.5))
-    arrow(axes, POOL.at(0.5, 1), FUSE.at(0.5, 0))
-    write(axes, (4.5, 1.85), f"upsampled ×{layers[4].shape[-1] // layers[3].shape[-1]}", ha="right")
+def draw_layers(axes: Axes, layers: list[Layer], size: int, skips: list[Box]) -> None:
+    """Backbone, one row for each stride, and head: name, what it is, output shape and parameters of each part."""
+    group(axes, Box(1.35, 0.25, 4.19, 5), "Backbone: Fast-SCNN")
+    group(axes, Box(GRID.x, 3.45, GRID.w, 1.8), "Head: one branch, every layer serves all three tasks", HEAD, INK)
+    for box, (name, shape, what, count) in zip((LOW, MIDDLE, DEEP, POOL, FUSE, *HEADS), layers, strict=True):
+        lines = [name, *textwrap.wrap(what, int(13.7 * box.w)), dims(shape), f"{count:,} parameters"]
+        block(axes, box, lines if box in HEADS else [*lines, f"stride {size // shape[-1]}"])
+    for start, end in pairwise((IMAGE, LOW, MIDDLE, DEEP, POOL, FUSE, *HEADS, GRID)):
+        link(axes, start, end)
+    write(axes, (4.55, 1.83), f"upsampled ×{layers[4][1][-1] // layers[3][1][-1]}", ha="right")
     for box in skips:
-        arrow(axes, box.at(1, 0.5), (FUSE.x, box.at(1, 0.5)[1]))
-        write(axes, (3.55, box.at(1, 0.5)[1] + 0.12), "skip")
-
-
-def draw_layer(axes: Axes, box: Box, layer: Layer, before: str = "") -> None:
-    """A part of the network: name, what it is, the shape that leaves it, and its parameters."""
-    what = textwrap.wrap(layer.what, int(14 * box.w))
-    block(axes, box, [layer.name, *what, before + dims(layer.shape), f"{layer.parameters:,} parameters"])
-
-
-def draw_head(axes: Axes, layers: list[Layer]) -> None:
-    """The head: one branch of layers in a row."""
-    group(axes, Box(GRID.x, 3.5, GRID.w, 1.75), "Head: one branch, every layer serves all three tasks", HEAD, INK)
-    starts = [(FUSE.x + FUSE.w, HEADS[0].at(0, 0.5)[1]), *(box.at(1, 0.5) for box in HEADS)]
-    for start, box, layer in zip(starts, HEADS, layers, strict=False):
-        arrow(axes, start, box.at(0, 0.5))
-        draw_layer(axes, box, layer)
-    arrow(axes, HEADS[-1].at(0.5, 0), (HEADS[-1].at(0.5, 0)[0], GRID.y + GRID.h))
+        link(axes, box, FUSE)
+        write(axes, (3.65, box.at(0, 0.5)[1] + 0.12), "skip")
 
 
 def draw_outputs(axes: Axes, split: tuple[int, ...], outputs: Outputs) -> None:
     """The output map as one bar of three slices, and what becomes of each slice."""
-    shapes = {task: dims(tuple(output.shape[1:])) for task, output in zip(RESULTS, outputs, strict=True)}
-    rest = dims(tuple(outputs.detection.shape[2:]))
-    group(axes, GRID, f"One output map: {sum(split)} channels × {rest}", "white", INK)
+    det, seg, cls = (dims(tuple(output.shape[1:])) for output in outputs)
+    area = dims(tuple(outputs.detection.shape[2:]))
+    group(axes, GRID, f"One output map: {sum(split)} channels × {area}", "white", INK)
     labels = (f"5 + {split[0] - 5}", f"{split[1]}", f"{split[2]}")
-    slices = bar(axes, Box(6, 2, GRID.w - 0.3, 0.48), list(zip(RESULTS, split, labels, strict=True)))
+    slices = bar(axes, Box(6, 1.98, GRID.w - 0.3, 0.48), list(zip(RESULTS, split, labels, strict=True)))
     lines = {
-        "det": ["cx, cy, w, h, conf,", f"{split[0] - 5} class scores", shapes["det"]],
-        "seg": ["class of each pixel,", "upsampled to H × W", shapes["seg"]],
-        "cls": ["class of the image,", "mean over the map", f"{shapes['cls']} class scores"],
+        "det": ["cx, cy, w, h, conf,", f"{split[0] - 5} class scores", det],
+        "seg": ["class of each pixel,", "upsampled to H × W", seg],
+        "cls": ["class of the image,", "mean over the map", f"{cls} class scores"],
     }
     for piece, (task, box) in zip(slices, RESULTS.items(), strict=True):
-        block(axes, box, [TASK_NAMES[task].capitalize(), *lines[task]], tint(task), TASK_COLOURS[task], 2)
+        block(axes, box, [TASK_NAMES[task].capitalize(), *lines[task]], TINTS[task], TASK_COLOURS[task], 2)
         arrow(axes, piece.at(0.5, 0), box.at(0.5, 1), colour=TASK_COLOURS[task])
 
 
 # ---- the training
 
 STAGES = [Box(0.2 + 3.8 * i, 2.12, 3.0, 1.22) for i in range(len(TASKS))]
-FILES = [Box(box.x, 1.32, box.w, 0.4) for box in STAGES]
 
 
 def training_flow(settings: Settings) -> Figure:
     """The three stages from left to right, the replay buffer that joins them, and what each hands on."""
-    figure, axes = canvas(11, 5.1)
-    replayed = min(settings.draw, settings.memory)
-    title = f"Replay buffer: up to {settings.memory} training images of each task, classes balanced"
-    group(axes, Box(0.2, 3.95, 10.6, 0.95), title if replayed else f"No replay: draw {settings.draw}, memory {settings.memory}")
+    replayed = min(settings.draw, settings.memory)  # images of each earlier task in a step
+    figure, axes = canvas(11, 5.1 if replayed else 3.9)
+    if replayed:
+        title = f"Replay buffer: up to {settings.memory} training images of each task, classes balanced"
+        group(axes, Box(0.2, 3.95, 10.6, 0.95), title)
+        write(axes, (10.68, 4.72), "handed on in stageN_TASK.state.pt", ha="right")
+    else:
+        write(axes, (0.2, 3.65), "No replay: each stage sees its own task only", ha="left", weight="bold", size=10)
     for i, task in enumerate(TASKS):
         draw_stage(axes, i, task, settings, replayed)
-        draw_results(axes, i, task, settings.fold and i == 0)
+        draw_results(axes, i, task, settings.fold)
         if replayed:
             draw_buffer(axes, i, settings.memory, replayed)
     return figure
@@ -254,42 +246,44 @@ def draw_stage(axes: Axes, i: int, task: str, settings: Settings, replayed: int)
     """What a stage trains on, with the images of one step as a bar."""
     box, size, new = STAGES[i], settings.size[task], settings.batch[task]
     earlier = [(t, replayed, f"{replayed} {t}") for t in TASKS[:i] if replayed]
-    block(axes, box, [], "white", TASK_COLOURS[task], 2.5)
+    block(axes, box, [], edge=TASK_COLOURS[task], lw=2.5)
     write(axes, box.at(0.5, 0.86), f"Stage {i + 1}: train {TASK_NAMES[task]}", weight="bold", size=10)
-    write(axes, box.at(0.5, 0.68), f"{settings.epochs[task]} epochs at {size} × {size} pixels")
+    write(axes, box.at(0.5, 0.68), f"all layers, {settings.epochs[task]} epochs, {size} × {size} pixels")
     bar(axes, Box(box.x + 0.15, box.y + 0.32, box.w - 0.3, 0.3), [(task, new, f"{new} new"), *earlier])
     replay = f" + {replayed * i} replayed" if earlier else ""
     write(axes, box.at(0.5, 0.13), f"one step: {new} new{replay} images")
 
 
-def draw_results(axes: Axes, i: int, task: str, folded: bool) -> None:
+def draw_results(axes: Axes, i: int, task: str, fold: bool) -> None:
     """What a stage leaves: its checkpoint, where the next one starts, and the metrics of all tasks learned so far."""
-    box, file, scores = STAGES[i], FILES[i], Box(STAGES[i].x, 0.2, 3.0, 0.78)
-    arrow(axes, box.at(0.5, 0), file.at(0.5, 1))
-    write(axes, (box.at(0.5, 0)[0] - 0.1, 1.92), "best epoch", ha="right")
-    write(axes, (box.at(0.5, 0)[0] + 0.1, 1.92), "BatchNorm folded" if folded else "", ha="left")
+    box = STAGES[i]
+    file, scores = Box(box.x, 1.32, box.w, 0.4), Box(box.x, 0.2, box.w, 0.78)
+    link(axes, box, file)
+    write(axes, (box.at(0.5, 0)[0] - 0.1, 1.93), "best epoch", ha="right")
+    write(axes, (box.at(0.5, 0)[0] + 0.1, 1.93), "" if i or not fold else "BatchNorm folded", ha="left")
     block(axes, file, [])
     write(axes, file.at(0.5, 0.5), f"stage{i + 1}_{TASK_NAMES[task]}.pt", family="DejaVu Sans Mono")
     for after in STAGES[i + 1 : i + 2]:
-        corner = (file.x + file.w + after.x) / 2
-        arrow(axes, file.at(1, 0.5), (corner, file.at(1, 0.5)[1]), (corner, after.at(0, 0.5)[1]), after.at(0, 0.5))
-    arrow(axes, file.at(0.5, 0), scores.at(0.5, 1))
-    group(axes, scores, "Evaluate all tasks learned so far")
+        x, y = (box.x + box.w + after.x) / 2, after.at(0, 0.5)[1]
+        arrow(axes, file.at(1, 0.5), (x, file.at(1, 0.5)[1]), (x, y), (after.x, y))
+    link(axes, file, scores)
+    group(axes, scores, "Evaluate on val: all tasks so far")
     for k, known in enumerate(TASKS[: i + 1]):
-        chip = Box(box.x + 0.1 + 0.95 * k, 0.27, 0.9, 0.3)
-        block(axes, chip, [METRIC_NAMES[known]], tint(known), TASK_COLOURS[known], 2)
+        chip = Box(box.x + 0.12 + 0.945 * k, 0.28, 0.87, 0.3)
+        block(axes, chip, [METRIC_NAMES[known]], TINTS[known], TASK_COLOURS[known], 2)
 
 
 def draw_buffer(axes: Axes, i: int, memory: int, replayed: int) -> None:
     """What the buffer holds during a stage, what the stage draws from it and what it adds."""
-    box, held = STAGES[i], Box(STAGES[i].x + 0.12, 4.07, 1.2 * i, 0.4)
-    for k, task in enumerate(TASKS[:i]):
-        block(axes, Box(held.x + 1.2 * k, held.y, 1.14, held.h), [f"{memory} {task}"], tint(task), TASK_COLOURS[task], 2)
-    if i:
-        x = held.x + 0.57
-        arrow(axes, (x, held.y), (x, box.y + box.h))
-        write(axes, (x + 0.1, 3.65), f"{replayed} of each task a step", ha="left")
+    box, y = STAGES[i], 4.27
+    held = [Box(box.x + 0.12 + 1.2 * k, y - 0.2, 1.12, 0.4) for k in range(i)]
+    for chip, task in zip(held, TASKS, strict=False):
+        block(axes, chip, [f"{memory} {task}"], TINTS[task], TASK_COLOURS[task], 2)
+        link(axes, chip, box)
+        write(axes, (chip.at(0.5, 0)[0] + 0.1, 3.65), f"{replayed} per step", ha="left")
     if i < len(TASKS) - 1:
-        x, y = box.at(0.88, 1)
-        arrow(axes, (x, y), (x, held.at(0, 0.5)[1]), (box.x + 3.92, held.at(0, 0.5)[1]))
+        x = box.at(0.88, 1)[0]
+        for chip in held[-1:]:
+            arrow(axes, chip.at(1, 0.5), (x, y))
+        arrow(axes, (x, box.y + box.h), (x, y), (STAGES[i + 1].x + 0.12, y))
         write(axes, (x + 0.1, 3.65), f"{memory} images kept", ha="left")

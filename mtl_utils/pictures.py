@@ -12,16 +12,10 @@ from mtl_utils.data import Classes, MiniSet, class_counts
 from mtl_utils.evaluation import predict
 from mtl_utils.plots import TASK_COLOURS
 from mtl_utils.settings import IGNORE, TASK_NAMES, TASKS, VOC_CLASSES
+from mtl_utils.synthetic import voc_palette
 
 SCORE = 0.3  # detections below this confidence are not drawn (they do count in mAP)
 BOX_COLOURS = plt.get_cmap("tab10").colors
-
-
-def voc_palette() -> np.ndarray:
-    """VOC's own colours as (256, 3) uint8: the bits of the class index spread over the high bits of R, G and B."""
-    index = np.arange(256)
-    channels = [sum(((index >> (3 * bit + c)) & 1) << (7 - bit) for bit in range(3)) for c in range(3)]
-    return np.stack(channels, axis=1).astype(np.uint8)
 
 
 def draw_image(axis: Axes, image: Tensor, title: str = "") -> None:
@@ -35,7 +29,8 @@ def draw_seg(axis: Axes, image: Tensor, mask: Tensor, classes: Classes) -> None:
     """The mask over the image, its classes named above; the ignored border is white."""
     present = [c for c in mask.unique().tolist() if c not in (0, IGNORE)]
     draw_image(axis, image, ", ".join(VOC_CLASSES[c] for c in present) or "background only")
-    colours = np.concatenate([voc_palette(), np.full((256, 1), 165, np.uint8)], axis=1)
+    rgb = np.array(voc_palette(), np.uint8).reshape(256, 3)
+    colours = np.concatenate([rgb, np.full((256, 1), 165, np.uint8)], axis=1)
     colours[0] = 0
     colours[IGNORE] = (255, 255, 255, 220)
     axis.imshow(colours[mask.numpy()])
@@ -73,18 +68,18 @@ def spread(dataset: MiniSet, count: int) -> list[int]:
     return np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
 
 
-def sample_grid(dataset: MiniSet, count: int = 5) -> Figure:
+def sample_grid(dataset: MiniSet, count: int = 4) -> Figure:
     """Images of one set with their labels."""
-    figure, axes = plt.subplots(1, count, figsize=(11, 2.6), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, count, figsize=(10, 2.6), layout="constrained", squeeze=False)
     for axis, i in zip(axes[0], spread(dataset, count), strict=True):
         image, target = dataset[i]
         DRAW[dataset.task](axis, image.as_subclass(Tensor), TRUTH[dataset.task](target), dataset.classes)
     return figure
 
 
-def prediction_grid(model: nn.Module, dataset: MiniSet, size: int, count: int = 5) -> Figure:
+def prediction_grid(model: nn.Module, dataset: MiniSet, size: int, count: int = 4) -> Figure:
     """Truth above, prediction below."""
-    figure, axes = plt.subplots(2, count, figsize=(11, 5), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(2, count, figsize=(10, 4.8), layout="constrained", squeeze=False)
     chosen = [dataset[i] for i in spread(dataset, count)]
     answers = predict(model, dataset.task, [image for image, _ in chosen], size)
     for column, (image, target), answer in zip(axes.T, chosen, answers, strict=True):

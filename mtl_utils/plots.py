@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mtl_utils.report import r_matrix
 from mtl_utils.settings import METRIC_NAMES, TASK_NAMES, TASKS
@@ -69,6 +70,7 @@ def draw_curves(axes: np.ndarray, histories: dict[str, list[dict]]) -> None:
             look = {"transform": axis.get_xaxis_transform(), "fontsize": 8, "color": "0.4"}
             axis.text(start, 1.01, f" {TASK_NAMES[stage]}", **look)
         axis.set(xlabel="epoch", ylabel=title, xlim=(0, None), ylim=(0, None))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, fontsize=9)
 

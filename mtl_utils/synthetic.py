@@ -315,7 +315,7 @@ def write_annotations(path: Path, records: list[tuple[dict, list[dict]]]) -> Non
     path.write_text(json.dumps(content))
 
 
-def write_synthetic(root: Path, train: int = 160, val: int = 40, seed: int = 0) -> None:
+def write_synthetic(root: Path, train: int = 120, val: int = 40, seed: int = 0) -> None:
     """Write the three data sets to `root`, `train` and `val` images of each; nothing if they are there already.
 
     Raises UserError when `root` holds other files.

@@ -82,7 +82,13 @@ def draw_det(home: Path, split: str, count: int) -> None:
         boxes += [(60, 2, 34, 20, ids[0], 1)] if i == 0 else []
         for left, top, w, h, category, crowd in boxes:
             picture[top : top + h, left : left + w] = PALETTE[category]
-            about = {"image_id": key, "category_id": category, "bbox": [left, top, w, h], "area": w * h, "iscrowd": crowd}
+            about = {
+                "image_id": key,
+                "category_id": category,
+                "bbox": [left, top, w, h],
+                "area": w * h,
+                "iscrowd": crowd,
+            }
             annotations.append({"id": len(annotations) + 1, **about})
         name = f"{key:012d}.jpg"
         images.append({"id": key, "file_name": name, "width": width, "height": height})

@@ -1,9 +1,12 @@
 """`data check` finds every fault of a data root, names its file and says how to mend it."""
 
+import io
 import json
 import math
 import random
 import shutil
+import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +95,16 @@ def copy(source: str, target: str) -> Callable[[Path], object]:
     return lambda root: shutil.copy(root / source, root / target)
 
 
+def bomb(name: str) -> Callable[[Path], object]:
+    """A picture that claims to have 10^10 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = chunk(b"IHDR", (10**5).to_bytes(4, "big") * 2 + b"\x08\0\0\0\0")
+    return lambda root: (root / name).write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b""))
+
+
 SEG, DET, CLS = "mini_voc_seg/train/2007_000001", "mini_coco_det/train/000000000001.jpg", "imagenette_160/train"
 FAULTS = [  # name, what breaks the root, path of the one fault, words of its problem, words of its remedy
     ("no set", lambda r: shutil.rmtree(r / "mini_voc_seg"), "mini_voc_seg", "set is missing", "data fetch"),
@@ -100,8 +113,15 @@ FAULTS = [  # name, what breaks the root, path of the one fault, words of its pr
     ("no photographs", lambda r: shutil.rmtree(r / "mini_coco_det/val"), "mini_coco_det/val", "none of the 2", "fetch"),
     ("truncated photo", truncate(f"{SEG}.jpg"), f"{SEG}.jpg", "cannot be decoded", "delete it and get it again"),
     ("truncated COCO", truncate(DET), DET, "cannot be decoded", "delete it and get it again"),
-    ("garbage photo", lambda r: (r / DET).write_bytes(b"no JPEG"), DET, "cannot be decoded", "get it again"),
+    (
+        "garbage photo",
+        lambda r: (r / DET).write_bytes(b"no JPEG"),
+        DET,
+        "decoded (cannot identify image file)",
+        "get it again",
+    ),
     ("empty photo", lambda r: (r / f"{CLS}/n00000001/a.png").touch(), f"{CLS}/n00000001/a.png", "decoded", "again"),
+    ("bomb", bomb(f"{CLS}/n00000001/a.png"), f"{CLS}/n00000001/a.png", "exceeds limit", "get it again"),
     ("missing mask", lambda r: (r / f"{SEG}.png").unlink(), f"{SEG}.jpg", "2007_000001.png is missing", "data fetch"),
     ("missing photo", lambda r: (r / f"{SEG}.jpg").unlink(), f"{SEG}.png", "2007_000001.jpg of this", "data fetch"),
     ("truncated mask", lambda r: (r / f"{SEG}.png").write_bytes(b"\x89PNG"), f"{SEG}.png", "decoded", "get it again"),
@@ -187,6 +207,12 @@ def test_all_faults_are_listed(root, capsys):
     printed = capsys.readouterr().out
     assert all(f"{fault.path}: {fault.problem} → {fault.remedy}" in printed for fault in faults)
     assert "segmentation    train       2  1 masks" in printed
+
+
+def test_faults_can_be_printed_on_any_terminal(root, monkeypatch):
+    edit(lambda c: c["images"][0].update(file_name="\ud800ä.jpg"))(root)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    assert check.report(root) == 1
 
 
 def test_an_empty_or_missing_root_lacks_three_sets(tmp_path):

@@ -125,9 +125,7 @@ def test_without_objects_no_cell_is_assigned():
 
 def test_inside_agrees_with_brute_force():
     boxes, centres = random_boxes(5, 96), cell_centres(12, 12)
-    expected = [
-        any(x1 <= x <= x2 and y1 <= y <= y2 for x1, y1, x2, y2 in boxes.tolist()) for x, y in centres.tolist()
-    ]
+    expected = [any(x1 <= x <= x2 and y1 <= y <= y2 for x1, y1, x2, y2 in boxes.tolist()) for x, y in centres.tolist()]
     assert inside(centres, boxes).tolist() == expected
     assert 0 < sum(expected) < 144
 

@@ -310,9 +310,16 @@ def test_corrupt_photograph_is_refused_and_can_be_fetched_again(source, root):
 
 
 def test_archives_are_kept_until_everything_is_there(source, root):
-    del source.server.files[DET]
+    photograph = source.server.files.pop(DET)
     complaint(source, root)
     assert (root / ".downloads/VOCtrainval.tar").is_file()
+    source.server.files[DET] = photograph
+    (root / "mini_voc_seg/train/2007_train.jpg").unlink()
+    source.server.log.clear()
+    fetch(root, source.manifest)
+    assert SEG not in [path for path, _ in source.server.log]
+    assert source.expected_files().items() <= files_below(root).items()
+    assert not (root / ".downloads").exists()
 
 
 def test_missing_address_is_one_sentence_and_one_try(source, root):

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -49,7 +51,7 @@ def test_head_has_three_convolutions_in_one_branch(model):
     convolutions = [layer for layer in model.head.modules() if isinstance(layer, nn.Conv2d)]
     assert len(convolutions) == 3
     assert isinstance(model.head, nn.Sequential) and len(model.head) == 3
-    for before, after in zip(convolutions, convolutions[1:], strict=False):
+    for before, after in pairwise(convolutions):
         assert before.out_channels == after.in_channels, "a chain, nothing beside it"
     assert convolutions[-1].out_channels == 5 + DET + SEG + CLS
 
@@ -71,7 +73,9 @@ def test_each_output_comes_from_its_own_channels_of_the_one_map(model, task):
         model.head[-1].bias[first:last] += 1.0
     changes = [not torch.equal(a, b) for a, b in zip(before, model(images), strict=True)]
     assert changes == [task == i for i in range(3)]
-    assert torch.allclose(model(images)[task], before[task] + 1, atol=1e-4), "every channel of the output is in the slice"
+    assert torch.allclose(model(images)[task], before[task] + 1, atol=1e-4), (
+        "every channel of the output is in the slice"
+    )
 
 
 # ---------------------------------------------------------------- shapes
@@ -106,7 +110,7 @@ def test_images_are_normalised_inside_the_model(model):
 def test_confidence_starts_at_the_prior():
     for widths in WIDTHS:
         confidence = UnifiedModel(widths, DET, CLS).eval()(torch.rand(2, 3, 96, 96)).detection[:, 4].sigmoid()
-        assert CONFIDENCE_PRIOR / 2 < confidence.min() and confidence.max() < CONFIDENCE_PRIOR * 2
+        assert confidence.min() > CONFIDENCE_PRIOR / 2 and confidence.max() < CONFIDENCE_PRIOR * 2
 
 
 # ---------------------------------------------------------------- size and widths

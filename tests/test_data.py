@@ -1,0 +1,452 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+
+from mtl_utils import data
+from mtl_utils.data import (
+    Classes,
+    MiniSet,
+    class_counts,
+    classes_of,
+    find_classes,
+    find_root,
+    fingerprint,
+    read_det,
+    read_image,
+    read_mask,
+)
+from mtl_utils.settings import FOLDERS, IGNORE, IMAGENETTE_NAMES, SPLITS, TASKS, UserError
+
+
+def load(root: Path, task: str, split: str = "train") -> MiniSet:
+    return MiniSet(task, root, split, find_classes(root))
+
+
+def json_file(root: Path, split: str = "train") -> Path:
+    return root / FOLDERS["det"] / "annotations" / f"mini_instances_{split}2017.json"
+
+
+def change_json(root: Path, change, split: str = "train") -> None:
+    """Apply `change` to the contents of the COCO file."""
+    contents = json.loads(json_file(root, split).read_text())
+    change(contents)
+    json_file(root, split).write_text(json.dumps(contents))
+
+
+# ---------------------------------------------------------------- the classes that the data gives
+
+
+def test_classes_are_those_of_the_data(tiny_root):
+    classes = find_classes(tiny_root)
+    assert classes.det[:3] == ("person", "bicycle", "car") and classes.det_ids == (1, 2, 3, 4, 6, 8, 17, 18, 62, 72)
+    assert classes.cls == tuple(sorted(IMAGENETTE_NAMES))
+    assert len(classes.seg) == 21 and classes.seg[0] == "background"
+    assert find_classes(tiny_root, "val") == classes
+
+
+def test_any_categories_will_do_and_are_ordered_by_their_ids(own_root):
+    def three_others(contents):
+        contents["categories"] = [{"id": i, "name": n} for i, n in ((90, "zebra"), (7, "apple"), (42, "kite"))]
+        for number, annotation in enumerate(contents["annotations"]):
+            annotation["category_id"] = (7, 42, 90)[number % 3]
+
+    change_json(own_root, three_others)
+    classes = find_classes(own_root)
+    assert (classes.det_ids, classes.det) == ((7, 42, 90), ("apple", "kite", "zebra"))
+    labels = torch.cat([target["labels"] for _, target in load(own_root, "det").samples])
+    assert labels.tolist() == [number % 3 for number in range(len(labels))]
+
+
+def test_class_folders_may_have_any_names(own_root):
+    folder = own_root / FOLDERS["cls"] / "train"
+    shutil.rmtree(folder)
+    for name in ("zoo", "ant", "cup"):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (20, 10)).save(folder / name / "1.JPEG")
+    dataset = load(own_root, "cls")
+    assert dataset.classes.cls == ("ant", "cup", "zoo")
+    assert dataset.ids == ["ant/1", "cup/1", "zoo/1"]
+    assert [int(target["label"]) for _, target in dataset.samples] == [0, 1, 2]
+
+
+def test_classes_survive_json(tiny_root):
+    classes = find_classes(tiny_root)
+    assert Classes.from_dict(json.loads(json.dumps(classes.as_dict()))) == classes
+
+
+def test_names_to_print(tiny_root):
+    assert find_classes(tiny_root).names("cls")[0] == "tench"
+    assert Classes(("a",), (1,), ("own folder",)).names("cls") == ["own folder"]
+    assert find_classes(tiny_root).names("det")[0] == "person"
+
+
+# ---------------------------------------------------------------- reading the three sets
+
+
+@pytest.mark.parametrize(("task", "split", "count"), [("seg", "train", 6), ("det", "val", 4), ("cls", "train", 10)])
+def test_samples_are_as_documented(tiny_root, task, split, count):
+    dataset = load(tiny_root, task, split)
+    assert len(dataset) == len(dataset.ids) == len(dataset.paths) == count
+    for image, target in dataset:
+        assert type(image) is tv_tensors.Image and image.dtype == torch.uint8 and image.shape[0] == 3
+        if task == "seg":
+            assert type(target["mask"]) is tv_tensors.Mask and target["mask"].dtype == torch.uint8
+            assert target["mask"].shape == image.shape[-2:]
+        if task == "det":
+            boxes = target["boxes"]
+            assert type(boxes) is tv_tensors.BoundingBoxes and boxes.canvas_size == tuple(image.shape[-2:])
+            assert (boxes.dtype, target["labels"].dtype, target["crowd"].dtype) == (
+                torch.float32,
+                torch.int64,
+                torch.bool,
+            )
+            assert len(boxes) == len(target["labels"]) == len(target["crowd"])
+        if task == "cls":
+            assert target["label"].shape == () and target["label"].dtype == torch.int64
+
+
+def test_masks_are_class_indices_and_not_colours(tiny_root):
+    for number, (_, target) in enumerate(load(tiny_root, "seg")):
+        assert set(target["mask"].unique().tolist()) == {0, number + 1, number + 11, IGNORE}
+
+
+def test_masks_belong_to_their_images(tiny_root):
+    dataset = load(tiny_root, "seg")
+    for path, (_, target) in zip(dataset.paths, dataset.samples, strict=True):
+        assert path.suffix == ".jpg", "a mask is no image"
+        own = np.array(Image.open(path.with_suffix(".png")))
+        assert np.array_equal(target["mask"].numpy(), own)
+
+
+def test_voc_in_its_own_two_folders_reads_the_same(own_root, tiny_root):
+    folder = own_root / FOLDERS["seg"] / "train"
+    for name, suffix in (("JPEGImages", ".jpg"), ("SegmentationClass", ".png")):
+        (folder / name).mkdir()
+        for path in folder.glob(f"*{suffix}"):
+            path.rename(folder / name / path.name)
+    beside, apart = load(tiny_root, "seg"), load(own_root, "seg")
+    assert apart.ids == beside.ids
+    for (image, target), (image2, target2) in zip(beside, apart, strict=True):
+        assert torch.equal(image, image2) and torch.equal(target["mask"], target2["mask"])
+
+
+def test_boxes_are_corners_in_pixels_with_class_indices(tiny_root):
+    image, target = load(tiny_root, "det")[0]
+    assert target["boxes"].tolist() == [[2, 3, 32, 29], [30, 32, 62, 60], [60, 2, 94, 22]]
+    assert target["labels"].tolist() == [0, 1, 0]
+    assert target["crowd"].tolist() == [False, False, True]
+    assert image.shape == (3, 64, 96)
+
+
+def test_annotations_need_no_crowd_flag(own_root):
+    change_json(own_root, lambda contents: [a.pop("iscrowd") for a in contents["annotations"]])
+    assert not any(target["crowd"].any() for _, target in load(own_root, "det"))
+
+
+def test_images_without_annotations_are_kept(own_root):
+    change_json(own_root, lambda contents: contents["annotations"].clear())
+    dataset = load(own_root, "det")
+    assert len(dataset) == 6
+    assert all(target["boxes"].shape == (0, 4) for _, target in dataset)
+
+
+@pytest.mark.parametrize("place", ["train", "images", "images/train", "data/train", "data"])
+def test_coco_images_are_found_in_the_usual_places(own_root, place):
+    home = own_root / FOLDERS["det"]
+    (home / "train").rename(home / "elsewhere")
+    (home / place).parent.mkdir(exist_ok=True)
+    (home / "elsewhere").rename(home / place)
+    change_json(
+        own_root, lambda c: [image.update(file_name=f"train2017/{image['file_name']}") for image in c["images"]]
+    )
+    dataset = load(own_root, "det")
+    assert len(dataset) == 6 and all(path.parent == home / place for path in dataset.paths)
+
+
+def test_ids_are_those_of_coco_and_the_file_names(tiny_root):
+    assert load(tiny_root, "det", "val").ids == [100, 101, 102, 103]
+    assert load(tiny_root, "seg", "val").ids == [f"2007_00000{i}" for i in range(4)]
+
+
+def test_classes_are_counted_as_documented(tiny_root):
+    assert class_counts(load(tiny_root, "cls")) == dict.fromkeys(range(10), 1)
+    assert class_counts(load(tiny_root, "seg")) == dict.fromkeys([*range(1, 7), *range(11, 17)], 1)
+    assert sum(class_counts(load(tiny_root, "det")).values()) == 13
+
+
+def test_classes_of_a_mask_are_without_background_and_border():
+    mask = torch.tensor([[0, 255, 7], [7, 20, 0]], dtype=torch.uint8)
+    assert classes_of("seg", {"mask": tv_tensors.Mask(mask)}) == [7, 20]
+
+
+def test_nbytes_counts_images_and_targets(tiny_root):
+    seg, det = load(tiny_root, "seg", "val"), load(tiny_root, "det", "val")
+    pixels = 96 * 64 + 64 * 96 + 80 * 80 + 72 * 90
+    assert seg.nbytes == 4 * pixels
+    assert det.nbytes == 3 * pixels + 9 * (4 * 4 + 8 + 1), "nine boxes with label and flag"
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_grey_pictures_become_three_channels(tmp_path):
+    Image.new("L", (30, 20), 90).save(tmp_path / "grey.jpg")
+    image = read_image(tmp_path / "grey.jpg")
+    assert image.shape == (3, 20, 30) and image.unique().tolist() == [90]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+def test_a_damaged_picture_is_a_user_error_that_names_it(own_root, task, damage):
+    path = load(own_root, task).paths[1]
+    content = {"truncated": path.read_bytes()[:600], "empty": b"", "text": b"<html>404</html>"}[damage]
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=path.name):
+        load(own_root, task)
+
+
+def test_a_png_that_is_broken_in_the_middle_is_a_user_error(tmp_path):
+    """Pillow raises SyntaxError here, which is no OSError."""
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.randint(0, 256, (200, 200, 3), dtype=np.uint8)).save(path)
+    start, end = path.read_bytes().rsplit(b"IDAT", 1)
+    path.write_bytes(start + b"\x9a\x1b\x91$" + end)
+    with pytest.raises(UserError, match=r"photo\.png"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "chunk"])
+def test_a_damaged_mask_is_a_user_error_that_names_it(own_root, damage):
+    path = sorted((own_root / FOLDERS["seg"] / "train").glob("*.png"))[0]
+    whole = path.read_bytes()
+    spoilt = whole.replace(b"IDAT", b"\x9a\x1b\x91$")
+    path.write_bytes({"truncated": whole[: len(whole) // 2], "text": b"no mask", "chunk": spoilt}[damage])
+    with pytest.raises(UserError, match=path.name):
+        load(own_root, "seg")
+
+
+def test_a_mask_in_colours_is_refused(tmp_path):
+    Image.new("RGB", (8, 8), (128, 0, 0)).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match=r"mask\.png.*index mask"):
+        read_mask(tmp_path / "mask.png")
+
+
+@pytest.mark.parametrize("value", [21, 77, 254])
+def test_a_mask_with_an_unknown_value_is_refused(tmp_path, value):
+    mask = np.zeros((8, 8), np.uint8)
+    mask[3, 3] = value
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match=r"mask\.png"):
+        read_mask(tmp_path / "mask.png")
+
+
+def test_a_grey_mask_of_indices_is_read_too(tmp_path):
+    Image.fromarray(np.array([[0, 20], [255, 1]], np.uint8)).save(tmp_path / "mask.png")
+    assert read_mask(tmp_path / "mask.png").tolist() == [[0, 20], [255, 1]]
+
+
+def test_a_mask_of_another_size_than_its_image_is_a_user_error(own_root):
+    path = sorted((own_root / FOLDERS["seg"] / "train").glob("*.png"))[0]
+    Image.new("L", (10, 10)).save(path)
+    with pytest.raises(UserError, match=path.name):
+        load(own_root, "seg")
+
+
+def test_an_image_without_mask_is_a_user_error(own_root):
+    path = sorted((own_root / FOLDERS["seg"] / "train").glob("*.png"))[0]
+    path.unlink()
+    with pytest.raises(UserError, match=path.with_suffix(".jpg").name):
+        load(own_root, "seg")
+
+
+# ---------------------------------------------------------------- boxes
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    Image.new("RGB", (60, 40)).save(tmp_path / "picture.jpg")
+    return tmp_path / "picture.jpg"
+
+
+def test_boxes_are_clipped_to_the_image(picture):
+    _, target = read_det(picture, [([-10, -5, 30, 20], 0, False), ([50, 30, 40, 40], 1, True)])
+    assert target["boxes"].tolist() == [[0, 0, 20, 15], [50, 30, 60, 40]]
+
+
+def test_degenerate_boxes_leave_with_their_label_and_flag(picture):
+    rows = [
+        ([5, 5, 0, 10], 0, False),
+        ([5, 5, 10, 10], 1, True),
+        ([5, 5, 10, 0.5], 2, False),
+        ([70, 5, 10, 10], 3, False),
+    ]
+    _, target = read_det(picture, rows)
+    assert target["boxes"].tolist() == [[5, 5, 15, 15]]
+    assert target["labels"].tolist() == [1] and target["crowd"].tolist() == [True]
+
+
+# ---------------------------------------------------------------- data that does not fit
+
+
+def test_an_unknown_class_folder_is_a_user_error(own_root):
+    classes = replace(find_classes(own_root), cls=("n01440764",))
+    with pytest.raises(UserError, match="not trained for"):
+        MiniSet("cls", own_root, "train", classes)
+
+
+def test_a_missing_class_folder_keeps_the_labels_of_the_others(own_root):
+    classes = find_classes(own_root)
+    shutil.rmtree(own_root / FOLDERS["cls"] / "val" / classes.cls[0])
+    dataset = MiniSet("cls", own_root, "val", classes)
+    assert [int(target["label"]) for _, target in dataset] == list(range(1, 10))
+
+
+def test_unknown_categories_are_a_user_error(own_root):
+    classes = find_classes(own_root)
+    change_json(own_root, lambda contents: contents["categories"].append({"id": 99, "name": "kite"}), "val")
+    with pytest.raises(UserError, match=r"val2017\.json.*not trained for"):
+        MiniSet("det", own_root, "val", classes)
+
+
+def test_a_category_of_the_same_id_and_another_name_is_a_user_error(own_root):
+    classes = find_classes(own_root)
+    change_json(own_root, lambda contents: contents["categories"][0].update(name="kite"), "val")
+    with pytest.raises(UserError, match="not trained for"):
+        MiniSet("det", own_root, "val", classes)
+
+
+@pytest.mark.parametrize("change", [{"image_id": 999}, {"category_id": 5}])
+def test_an_annotation_of_nothing_known_is_a_user_error(own_root, change):
+    change_json(own_root, lambda contents: contents["annotations"][0].update(change))
+    with pytest.raises(UserError, match="names no known image or category"):
+        load(own_root, "det")
+
+
+def test_a_missing_coco_image_is_a_user_error(own_root):
+    next((own_root / FOLDERS["det"] / "train").iterdir()).unlink()
+    with pytest.raises(UserError, match=r"\.jpg.*missing"):
+        load(own_root, "det")
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", '{"images": []}', "null", '{"images": [],'])
+def test_a_damaged_json_is_a_user_error(own_root, content):
+    json_file(own_root).write_text(content)
+    with pytest.raises(UserError, match=r"train2017\.json"):
+        find_classes(own_root)
+
+
+def test_a_missing_json_is_a_user_error(own_root):
+    json_file(own_root).unlink()
+    with pytest.raises(UserError, match=r"train2017\.json"):
+        find_classes(own_root)
+
+
+@pytest.mark.parametrize("task", ["seg", "cls"])
+def test_an_empty_split_is_a_user_error(own_root, task):
+    classes = find_classes(own_root)
+    folder = own_root / FOLDERS[task] / "val"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with pytest.raises(UserError, match="no val images"):
+        MiniSet(task, own_root, "val", classes)
+
+
+# ---------------------------------------------------------------- which root
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A project folder without data, and a synthetic set that is only noted down."""
+    monkeypatch.delenv("MTL_DATA_ROOT", raising=False)
+    monkeypatch.setattr(data, "PROJECT", tmp_path / "project")
+    monkeypatch.setattr(data, "write_synthetic", lambda root: root.mkdir(parents=True))
+    return tmp_path / "project"
+
+
+def test_the_root_that_is_given_comes_first(project, tiny_root, own_root, monkeypatch):
+    monkeypatch.setenv("MTL_DATA_ROOT", str(own_root))
+    root = find_root(tiny_root)
+    assert (root.path, root.chosen_by) == (tiny_root.resolve(), "--data-root")
+
+
+def test_then_the_environment_variable(project, own_root, tiny_root, monkeypatch):
+    shutil.copytree(tiny_root, project / "data")
+    monkeypatch.setenv("MTL_DATA_ROOT", str(own_root))
+    root = find_root()
+    assert (root.path, root.chosen_by) == (own_root.resolve(), "MTL_DATA_ROOT")
+
+
+def test_then_the_data_folder(project, tiny_root):
+    shutil.copytree(tiny_root, project / "data")
+    root = find_root()
+    assert (root.path, root.chosen_by) == (project / "data", "data/")
+    assert not (project / "data" / "synthetic").exists()
+
+
+def test_then_the_synthetic_sets(project):
+    root = find_root()
+    assert (root.path, root.chosen_by) == (project / "data" / "synthetic", "synthetic")
+    assert root.path.exists(), "made on demand"
+    assert "synthetic" in str(root)
+
+
+@pytest.mark.parametrize("how", ["given", "variable"])
+def test_a_wrong_root_is_a_user_error_and_never_the_synthetic_sets(project, tmp_path, monkeypatch, how):
+    wrong = tmp_path / "wrong"
+    if how == "variable":
+        monkeypatch.setenv("MTL_DATA_ROOT", str(wrong))
+    with pytest.raises(UserError, match=r"wrong.*mini_voc_seg"):
+        find_root(wrong if how == "given" else None)
+    assert not project.exists()
+
+
+def test_a_root_with_one_set_will_do_for_that_task_only(project, own_root):
+    for task in ("seg", "cls"):
+        shutil.rmtree(own_root / FOLDERS[task])
+    assert find_root(own_root, ("det",)).path == own_root.resolve()
+    with pytest.raises(UserError):
+        find_root(own_root, ("seg", "cls"))
+
+
+# ---------------------------------------------------------------- fingerprint
+
+
+def test_fingerprint_is_that_of_the_data_and_not_of_the_place(tiny_root, own_root):
+    assert fingerprint(tiny_root) == fingerprint(own_root)
+    (own_root / "notes.txt").write_text("beside the sets")
+    assert fingerprint(tiny_root) == fingerprint(own_root)
+
+
+def add(root: Path) -> None:
+    shutil.copy(root / FOLDERS["seg"] / "val" / "2007_000000.jpg", root / FOLDERS["seg"] / "val" / "new.jpg")
+
+
+def remove(root: Path) -> None:
+    (root / FOLDERS["seg"] / "val" / "2007_000000.jpg").unlink()
+
+
+def rename(root: Path) -> None:
+    (root / FOLDERS["seg"] / "val" / "2007_000000.jpg").rename(root / FOLDERS["seg"] / "val" / "other.jpg")
+
+
+def annotate(root: Path) -> None:
+    change_json(root, lambda contents: contents["annotations"].pop())
+
+
+@pytest.mark.parametrize("change", [add, remove, rename, annotate])
+def test_fingerprint_changes_with_the_data(tiny_root, own_root, change):
+    change(own_root)
+    assert fingerprint(own_root) != fingerprint(tiny_root)
+
+
+def test_the_tiny_root_is_what_these_tests_take_it_for(tiny_root):
+    for task in TASKS:
+        for split in SPLITS:
+            assert len(load(tiny_root, task, split)) == (10 if task == "cls" else {"train": 6, "val": 4}[split])

@@ -1,0 +1,354 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import CLASSES, ListSet, det_set, objects, outputs, photo, plain_tensors, random_boxes
+from torch import nn
+from torchvision import tv_tensors
+
+from mtl_utils.data import MiniSet, find_classes
+from mtl_utils.detection import encode
+from mtl_utils.evaluation import (
+    class_iou,
+    classification_metrics,
+    confusion_matrix,
+    detection_metrics,
+    evaluate,
+    predict_set,
+    read_detections,
+    read_masks,
+    segmentation_metrics,
+)
+from mtl_utils.model import Outputs, UnifiedModel
+from mtl_utils.settings import IGNORE, VOC_CLASSES
+from mtl_utils.transforms import collate, plain
+
+TRUTH = torch.tensor([[0, 0, 1], [1, 255, 2]], dtype=torch.uint8)
+GUESS = torch.tensor([[0, 1, 1], [1, 0, 0]], dtype=torch.uint8)
+
+
+def seg_set(*masks: torch.Tensor) -> ListSet:
+    return ListSet("seg", [(photo(*mask.shape), {"mask": tv_tensors.Mask(mask)}) for mask in masks])
+
+
+# ---------------------------------------------------------------- mIoU
+
+
+def test_confusion_matrix_by_hand():
+    assert confusion_matrix(TRUTH, GUESS, 3).tolist() == [[1, 1, 0], [0, 2, 0], [1, 0, 0]]
+
+
+def test_miou_by_hand():
+    metrics = segmentation_metrics(seg_set(TRUTH), [GUESS])
+    names = ("background", "aeroplane", "bicycle")
+    assert [metrics["per_class"][name] for name in names] == pytest.approx([1 / 3, 2 / 3, 0])
+    assert metrics["mIoU"] == pytest.approx(1 / 3)
+
+
+def test_floor_is_the_value_of_everything_background():
+    # of five pixels two are background: IoU 2/5 for it, 0 for the two classes that are there
+    assert segmentation_metrics(seg_set(TRUTH), [GUESS])["floor"] == pytest.approx((2 / 5 + 0 + 0) / 3)
+
+
+def test_absent_classes_are_left_out():
+    per_class = segmentation_metrics(seg_set(TRUTH), [GUESS])["per_class"]
+    assert [name for name, iou in per_class.items() if iou is None] == list(VOC_CLASSES[3:])
+
+
+def test_a_class_that_is_only_predicted_has_iou_zero():
+    guess = GUESS.clone()
+    guess[0, 0] = 20
+    metrics = segmentation_metrics(seg_set(TRUTH), [guess])
+    assert metrics["per_class"]["tvmonitor"] == 0
+    assert metrics["mIoU"] == pytest.approx((0 + 2 / 3 + 0 + 0) / 4)
+
+
+def test_predictions_on_ignored_pixels_do_not_count():
+    guess = GUESS.clone()
+    guess[1, 1] = 20
+    assert segmentation_metrics(seg_set(TRUTH), [guess]) == segmentation_metrics(seg_set(TRUTH), [GUESS])
+
+
+def test_a_perfect_prediction_scores_one():
+    perfect = torch.where(TRUTH == IGNORE, 0, TRUTH)
+    assert segmentation_metrics(seg_set(TRUTH), [perfect])["mIoU"] == 1
+
+
+def test_miou_is_of_the_set_and_not_the_mean_over_images():
+    first, second = torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.uint8)
+    first[0, 0], second[:2] = 1, 1
+    guesses = [torch.zeros_like(first), second]  # the one small object is missed, the large one found
+    whole = segmentation_metrics(seg_set(first, second), guesses)["mIoU"]
+    single = [segmentation_metrics(seg_set(m), [g])["mIoU"] for m, g in zip((first, second), guesses, strict=True)]
+    assert whole == pytest.approx((23 / 24 + 8 / 9) / 2)
+    assert whole != pytest.approx(sum(single) / 2, abs=0.1)
+
+
+def brute_force_iou(truths: list, guesses: list) -> list[float | None]:
+    """IoU of each class by sets of pixels."""
+    result = []
+    for c in range(21):
+        meant, said = set(), set()
+        for image, (truth, guess) in enumerate(zip(truths, guesses, strict=True)):
+            for y, x in np.ndindex(*truth.shape):
+                if truth[y, x] != 255:
+                    meant |= {(image, y, x)} if truth[y, x] == c else set()
+                    said |= {(image, y, x)} if guess[y, x] == c else set()
+        result.append(len(meant & said) / len(meant | said) if meant | said else None)
+    return result
+
+
+def test_iou_agrees_with_brute_force_on_random_masks():
+    values = torch.tensor([0, 0, 0, 1, 2, 7, 15, 20, 255], dtype=torch.uint8)
+    truths = [values[torch.randint(0, 9, size)] for size in ((12, 9), (7, 15))]
+    guesses = [torch.where(torch.rand(t.shape) < 0.5, t % 21, values[torch.randint(0, 8, t.shape)]) for t in truths]
+    metrics = segmentation_metrics(seg_set(*truths), guesses)
+    expected = brute_force_iou([t.numpy() for t in truths], [g.numpy() for g in guesses])
+    assert list(metrics["per_class"].values()) == pytest.approx(expected)
+    assert metrics["mIoU"] == pytest.approx(np.mean([iou for iou in expected if iou is not None]))
+    assert sum(map(sum, metrics["confusion"])) == sum(int((t != 255).sum()) for t in truths)
+
+
+def test_class_iou_of_nothing_is_nan():
+    assert class_iou(torch.zeros(3, 3, dtype=torch.int64)).isnan().all()
+
+
+# ---------------------------------------------------------------- mAP
+
+
+def iou(a, b, of_first: bool = False) -> float:
+    """Overlap of two boxes; against a crowd COCO divides by the area of the detection alone."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    common = max(width, 0) * max(height, 0)
+    area = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return common / (area[0] if of_first else sum(area) - common)
+
+
+def brute_force_ap(targets: list[dict], detections: list[dict], label: int) -> float | None:
+    """AP at an overlap of .5 of one class: greedy matching best first, 101 recalls, crowds neither right nor wrong."""
+    real, crowds = [], []
+    for target in targets:
+        boxes = target["boxes"].tolist()
+        mine = [i for i in range(len(boxes)) if target["labels"][i] == label]
+        real.append([boxes[i] for i in mine if not target["crowd"][i]])
+        crowds.append([boxes[i] for i in mine if target["crowd"][i]])
+    total = sum(map(len, real))
+    if total == 0:
+        return None
+    rows = [
+        (score, image, box)
+        for image, found in enumerate(detections)
+        for box, score, c in zip(
+            found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True
+        )
+        if c == label
+    ]
+    taken, hits, points = set(), 0, []
+    judged = 0
+    for _, image, box in sorted(rows, reverse=True):
+        free = [(iou(box, b), i) for i, b in enumerate(real[image]) if (image, i) not in taken]
+        best, index = max(free, default=(0, -1))
+        if best >= 0.5:
+            taken.add((image, index))
+            hits += 1
+        elif any(iou(box, b, of_first=True) >= 0.5 for b in crowds[image]):
+            continue
+        judged += 1
+        points.append((hits / total, hits / judged))
+    return sum(max((p for r, p in points if r >= k / 100 - 1e-12), default=0.0) for k in range(101)) / 101
+
+
+def random_detections(target: dict) -> dict:
+    """Objects found with a shift, some twice, some as another class, and boxes of pure invention."""
+    boxes = target["boxes"].repeat(2, 1)
+    boxes = torch.cat([boxes + 4 * torch.randn(len(boxes), 1), random_boxes(6, 96)]).clamp(0, 96)
+    labels = torch.cat([target["labels"].repeat(2), torch.randint(0, 3, (6,))])
+    labels = torch.where(torch.rand(len(labels)) < 0.2, torch.randint(0, 3, labels.shape), labels)
+    return {"boxes": boxes, "scores": torch.rand(len(boxes)), "labels": labels}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_map_agrees_with_brute_force(tmp_path, seed):
+    torch.manual_seed(seed)
+    targets = [
+        plain_tensors(objects(random_boxes(n, 96, 12).tolist(), torch.randint(0, 3, (n,)).tolist()))
+        for n in (5, 0, 1, 7, 4)
+    ]
+    for target in targets:
+        target["crowd"] = torch.rand(len(target["labels"])) < 0.2
+    detections = [random_detections(target) for target in targets]
+    metrics = detection_metrics(det_set(tmp_path, targets), detections)
+    expected = [brute_force_ap(targets, detections, label) for label in range(3)]
+    assert list(metrics["per_class"].values()) == pytest.approx(expected, abs=1e-6)
+    assert metrics["mAP@50"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert 0.05 < metrics["mAP@50"] < 0.95, "a case that says something"
+
+
+def test_a_detection_in_a_crowd_is_neither_right_nor_wrong(tmp_path):
+    target = objects([[0, 0, 90, 40], [10, 50, 40, 90]], [0, 0], [True, False])
+    boxes = torch.tensor([[5.0, 5, 25, 25], [30, 5, 50, 35], [10, 50, 40, 90]])
+    found = {"boxes": boxes, "scores": torch.tensor([0.9, 0.8, 0.7]), "labels": torch.tensor([0, 0, 0])}
+    assert detection_metrics(det_set(tmp_path, [target]), [found])["mAP@50"] == pytest.approx(1.0)
+
+
+def nothing() -> dict:
+    return {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
+
+
+def test_no_detections_score_zero(tmp_path):
+    dataset = det_set(tmp_path, [objects([[0, 0, 20, 20]], [0]), objects([], [])])
+    metrics = detection_metrics(dataset, [nothing(), nothing()])
+    assert metrics["mAP@50"] == metrics["mAP"] == metrics["floor"] == 0
+
+
+def test_a_class_without_objects_has_no_ap_and_is_not_in_the_mean(tmp_path):
+    dataset = det_set(tmp_path, [objects([[0, 0, 20, 20]], [2])])
+    found = {"boxes": torch.tensor([[0.0, 0, 20, 20], [40, 40, 60, 60]]), "scores": torch.tensor([0.9, 0.8])}
+    metrics = detection_metrics(dataset, [found | {"labels": torch.tensor([2, 0])}])
+    assert metrics["per_class"] == {"cat": None, "dog": None, "tv": pytest.approx(1.0)}
+    assert metrics["mAP@50"] == pytest.approx(1.0)
+
+
+def test_a_set_without_any_object_is_no_error(tmp_path):
+    assert detection_metrics(det_set(tmp_path, [objects([], [])]), [nothing()])["mAP@50"] == 0
+
+
+def test_annotation_ids_that_start_at_zero_change_nothing(tmp_path):
+    """In pycocotools an object of id 0 counts as never found."""
+    dataset = det_set(tmp_path, [objects([[0, 0, 20, 20]], [0])])
+    path = next(tmp_path.rglob("*.json"))
+    contents = json.loads(path.read_text())
+    contents["annotations"][0]["id"] = 0
+    path.write_text(json.dumps(contents))
+    found = {"boxes": torch.tensor([[0.0, 0, 20, 20]]), "scores": torch.tensor([0.9]), "labels": torch.tensor([0])}
+    assert detection_metrics(dataset, [found])["mAP@50"] == pytest.approx(1.0)
+
+
+# ---------------------------------------------------------------- Top-1
+
+
+def test_top1_by_hand():
+    labels = [0, 0, 0, 2]
+    dataset = ListSet("cls", [(photo(8, 8), {"label": torch.tensor(label)}) for label in labels])
+    guesses = [[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.9, 0.0, 0.1], [0.3, 0.3, 0.4]]
+    metrics = classification_metrics(dataset, [torch.tensor(g) for g in guesses])
+    assert metrics["Top-1"] == 3 / 4
+    assert metrics["floor"] == 3 / 4, "always n1"
+    assert metrics["per_class"] == {"n1": pytest.approx(2 / 3), "n2": None, "n3": 1.0}
+    assert metrics["confusion"] == [[2, 1, 0], [0, 0, 0], [0, 0, 1]]
+
+
+# ---------------------------------------------------------------- back to the image's own pixels
+
+SHAPES = [(32, 48), (48, 32), (48, 48), (64, 96), (96, 64)]  # at 96 pixels: a scale of 2 or of 1
+
+
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+def test_read_masks_undoes_the_letterbox(height, width):
+    own = torch.zeros(height, width, dtype=torch.uint8)
+    own[: height // 2, 4:], own[20:, :10] = 5, 11
+    sample = (photo(height, width), {"mask": tv_tensors.Mask(own)})
+    _, masks = collate([sample], plain("seg", 96), "seg")
+    masks[masks == IGNORE] = 20  # if any padding came back, it would show as this class
+    logits = nn.functional.one_hot(masks, 21).permute(0, 3, 1, 2).float()
+    found = read_masks(outputs(segmentation=logits), [sample[0]], 96)[0]
+    assert found.dtype == torch.uint8
+    assert torch.equal(found, own)
+
+
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+def test_read_detections_undoes_the_letterbox(height, width):
+    sample = photo(height, width), objects([[2, 4, 20, 30], [22, 6, 30, 12]], [1, 0], size=(height, width))
+    _, targets = collate([sample], plain("det", 96), "det")
+    found = read_detections(outputs(detection=encode(targets[0], 3, 12, 12)[None]), [sample[0]], 96)[0]
+    rows = sorted(zip(found["labels"][:2].tolist(), found["boxes"][:2].tolist(), strict=True))
+    assert rows == [(0, pytest.approx([22, 6, 30, 12], abs=1e-3)), (1, pytest.approx([2, 4, 20, 30], abs=1e-3))]
+
+
+def test_read_detections_stay_inside_the_image():
+    raw = 2 * torch.randn(2, 5 + 3, 12, 12)
+    images = [photo(40, 90), photo(90, 40)]
+    for found, image in zip(read_detections(outputs(detection=raw), images, 96), images, strict=True):
+        height, width = image.shape[-2:]
+        assert found["boxes"].min() == 0
+        assert found["boxes"][:, 2].max() == width and found["boxes"][:, 3].max() == height
+
+
+def test_odd_sizes_come_back_in_their_own_size():
+    images = [photo(37, 91), photo(91, 37), photo(1, 90)]
+    masks = read_masks(outputs(segmentation=torch.rand(3, 21, 64, 64)), images, 64)
+    assert [m.shape for m in masks] == [i.shape[-2:] for i in images]
+
+
+# ---------------------------------------------------------------- the whole way
+
+
+class Trivial(nn.Module):
+    """A model that does not look: all background, boxes of no size, always class `favourite`."""
+
+    def __init__(self, num_det: int, num_cls: int, favourite: int):
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(()))
+        self.num_det, self.num_cls, self.favourite = num_det, num_cls, favourite
+
+    def forward(self, images):
+        batch, _, height, width = images.shape
+        detection = torch.full((batch, 5 + self.num_det, height // 8, width // 8), -10.0)
+        segmentation = torch.zeros(batch, 21, height, width)
+        segmentation[:, 0] = 1
+        classification = torch.zeros(batch, self.num_cls)
+        classification[:, self.favourite] = 1
+        return Outputs(detection, segmentation, classification)
+
+
+@pytest.mark.parametrize(("task", "metric"), [("seg", "mIoU"), ("det", "mAP@50"), ("cls", "Top-1")])
+def test_a_trivial_model_scores_the_floor(tiny_root, task, metric):
+    dataset = MiniSet(task, tiny_root, "val", find_classes(tiny_root))
+    metrics = evaluate(Trivial(10, 10, favourite=3), dataset, 64)
+    assert metrics[metric] == pytest.approx(metrics["floor"])
+    assert metrics["images"] == len(dataset)
+    assert (metrics["floor"] > 0) == (task != "det")
+    json.dumps(metrics, allow_nan=False)
+
+
+class Oracle(Trivial):
+    """A model that knows the masks: it gives back those of the letterboxed set, image after image."""
+
+    def __init__(self, dataset: MiniSet, size: int):
+        super().__init__(10, 10, 0)
+        _, masks = collate(dataset.samples, plain("seg", size), "seg")
+        self.masks = iter(torch.where(masks == IGNORE, 0, masks))
+
+    def forward(self, images):
+        masks = torch.stack([next(self.masks) for _ in images])
+        return (
+            super().forward(images)._replace(segmentation=nn.functional.one_hot(masks, 21).permute(0, 3, 1, 2).float())
+        )
+
+
+def test_a_model_that_knows_the_masks_scores_almost_one(tiny_root):
+    dataset = MiniSet("seg", tiny_root, "train", find_classes(tiny_root))
+    assert evaluate(Oracle(dataset, 192), dataset, 192)["mIoU"] > 0.97
+
+
+def test_two_evaluations_are_equal(tiny_root):
+    model = UnifiedModel("paper", 10, 10)
+    for task in ("seg", "det", "cls"):
+        dataset = MiniSet(task, tiny_root, "val", find_classes(tiny_root))
+        assert evaluate(model, dataset, 64) == evaluate(model, dataset, 64)
+
+
+def test_evaluation_leaves_the_weights_and_statistics(tiny_root):
+    model = UnifiedModel("paper", 10, 10).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    evaluate(model, MiniSet("cls", tiny_root, "val", find_classes(tiny_root)), 64)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_predictions_do_not_depend_on_the_batch(tiny_root, monkeypatch):
+    model = UnifiedModel("paper", 10, 3).eval()
+    dataset = ListSet("cls", [(photo(40, 50), {"label": torch.tensor(0)}) for _ in range(5)], CLASSES)
+    together = predict_set(model, dataset, 64)
+    monkeypatch.setattr("mtl_utils.evaluation.EVAL_BATCH", 2)
+    assert torch.allclose(torch.stack(together), torch.stack(predict_set(model, dataset, 64)), atol=1e-5)

@@ -1,0 +1,195 @@
+from collections import Counter
+
+import pytest
+import torch
+from helpers import ListSet, objects, photo
+from torch import Tensor
+from torchvision import tv_tensors
+
+from mtl_utils import checkpoint
+from mtl_utils.data import MiniSet, classes_of, find_classes
+from mtl_utils.replay import ReplayBuffer, balanced_choice, pack, unpack
+from mtl_utils.settings import IGNORE, TASKS
+
+
+def chance(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def cls_set(labels: list[int]) -> ListSet:
+    return ListSet("cls", [(photo(8, 8), {"label": torch.tensor(label)}) for label in labels])
+
+
+def seg_set(members: list[set[int]]) -> ListSet:
+    """Images that show the given classes, background and border."""
+    samples = []
+    for classes in members:
+        mask = torch.zeros(8, 8, dtype=torch.uint8)
+        mask[0] = IGNORE
+        for row, c in enumerate(classes, 1):
+            mask[row] = c
+        samples.append((photo(8, 8), {"mask": tv_tensors.Mask(mask)}))
+    return ListSet("seg", samples)
+
+
+def count_classes(dataset: ListSet, chosen: list[int]) -> Counter:
+    return Counter(c for i in chosen for c in set(classes_of(dataset.task, dataset[i][1])))
+
+
+@pytest.fixture
+def full_buffer(tiny_root) -> ReplayBuffer:
+    """A buffer that all three tasks have filled."""
+    buffer = ReplayBuffer(5)
+    for task in TASKS:
+        buffer.fill(MiniSet(task, tiny_root, "train", find_classes(tiny_root)), chance())
+    return buffer
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def test_capacity_is_kept_for_every_task(full_buffer):
+    assert {task: len(stored) for task, stored in full_buffer.samples.items()} == {"seg": 5, "det": 5, "cls": 5}
+
+
+def test_a_set_smaller_than_the_capacity_is_kept_whole():
+    buffer = ReplayBuffer(50)
+    buffer.fill(cls_set([0, 1, 2, 1]), chance())
+    assert sorted(int(t["label"]) for _, t in buffer.samples["cls"]) == [0, 1, 1, 2]
+
+
+def test_capacity_zero_keeps_nothing():
+    buffer = ReplayBuffer(0)
+    buffer.fill(cls_set([0, 1]), chance())
+    assert buffer.samples == {}
+
+
+def test_no_image_is_chosen_twice():
+    chosen = balanced_choice(cls_set([0, 1, 2] * 10), 20, chance())
+    assert len(chosen) == len(set(chosen)) == 20
+
+
+def test_stored_images_are_the_original_ones():
+    dataset = cls_set([0, 1, 2])
+    buffer = ReplayBuffer(3)
+    buffer.fill(dataset, chance())
+    for image, target in buffer.samples["cls"]:
+        original = next(i for i, t in dataset.samples if t["label"] == target["label"])
+        assert image.dtype == torch.uint8 and torch.equal(image, original)
+
+
+# ---------------------------------------------------------------- balance
+
+
+@pytest.mark.parametrize("count", [10, 17, 30])
+def test_classes_of_images_are_stored_equally_often(count):
+    dataset = cls_set(list(range(10)) * 6)
+    counts = count_classes(dataset, balanced_choice(dataset, count, chance()))
+    assert len(counts) == 10
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_a_frequent_class_does_not_crowd_out_the_others():
+    dataset = cls_set([0] * 50 + [1] * 3 + [2] * 3 + [3] * 3)
+    assert set(count_classes(dataset, balanced_choice(dataset, 12, chance())).values()) == {3}
+
+
+def test_when_rare_classes_are_used_up_the_others_fill_the_rest():
+    dataset = cls_set([0] * 50 + [1] * 2)
+    assert count_classes(dataset, balanced_choice(dataset, 12, chance())) == {0: 10, 1: 2}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_class_of_masks_is_stored_where_there_is_room(seed):
+    torch.manual_seed(seed)
+    members = [{15} | ({c} if c != 15 else set()) for c in range(1, 21)]  # one image for each class, person in all
+    members += [{15}] * 60
+    dataset = seg_set([members[i] for i in torch.randperm(len(members))])
+    counts = count_classes(dataset, balanced_choice(dataset, 20, chance(seed)))
+    assert set(counts) == set(range(1, 21))
+
+
+def test_detection_images_are_balanced_by_what_they_show():
+    targets = [objects([[0, 0, 8, 8]] * 3, [0, 0, 0])] * 20 + [objects([[0, 0, 8, 8]], [2])] * 3 + [objects([], [])] * 3
+    dataset = ListSet("det", [(photo(8, 8), target) for target in targets])
+    chosen = balanced_choice(dataset, 9, chance())
+    assert count_classes(dataset, chosen) == {0: 3, 2: 3}, "and three images without objects"
+
+
+# ---------------------------------------------------------------- drawing
+
+
+def test_more_than_ten_images_of_a_task_in_a_step_are_refused():
+    buffer = ReplayBuffer(20)
+    buffer.fill(cls_set([0, 1] * 10), chance())
+    assert len(buffer.draw("cls", 10, chance())) == 10
+    with pytest.raises(AssertionError, match="11 replayed images"):
+        buffer.draw("cls", 11, chance())
+
+
+def test_a_draw_does_not_repeat_an_image():
+    buffer = ReplayBuffer(6)
+    buffer.fill(cls_set(list(range(6))), chance())
+    generator = chance()
+    for _ in range(50):
+        labels = [int(t["label"]) for _, t in buffer.draw("cls", 4, generator)]
+        assert len(labels) == len(set(labels)) == 4
+
+
+def test_a_draw_of_more_than_is_stored_gives_all():
+    buffer = ReplayBuffer(6)
+    buffer.fill(cls_set([0, 1, 2]), chance())
+    assert sorted(int(t["label"]) for _, t in buffer.draw("cls", 8, chance())) == [0, 1, 2]
+
+
+def test_every_stored_image_is_drawn_equally_often():
+    buffer = ReplayBuffer(6)
+    buffer.fill(cls_set(list(range(6))), chance())
+    generator = chance()
+    counts = Counter(int(t["label"]) for _ in range(3000) for _, t in buffer.draw("cls", 2, generator))
+    assert all(abs(counts[label] - 1000) < 130 for label in range(6)), "five standard deviations"
+
+
+def test_choice_and_draw_are_decided_by_the_generator():
+    dataset = cls_set(list(range(5)) * 8)
+    assert balanced_choice(dataset, 10, chance(1)) == balanced_choice(dataset, 10, chance(1))
+    assert balanced_choice(dataset, 10, chance(1)) != balanced_choice(dataset, 10, chance(2))
+    buffer = ReplayBuffer(40)
+    buffer.fill(dataset, chance())
+    first, second, other = (buffer.draw("cls", 6, chance(seed)) for seed in (3, 3, 4))
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, second, strict=True))
+    assert not all(torch.equal(a, b) for (a, _), (b, _) in zip(first, other, strict=True))
+
+
+# ---------------------------------------------------------------- through a file
+
+
+def test_buffer_comes_back_from_a_checkpoint_bit_by_bit(full_buffer, tmp_path):
+    checkpoint.save(tmp_path / "buffer.pt", {"buffer": full_buffer.state_dict()})
+    restored = ReplayBuffer(0)
+    restored.load_state_dict(checkpoint.load(tmp_path / "buffer.pt")["buffer"])
+    assert restored.capacity == full_buffer.capacity
+    assert list(restored.samples) == list(full_buffer.samples)
+    for task in TASKS:
+        for before, after in zip(full_buffer.samples[task], restored.samples[task], strict=True):
+            assert_same(before[0], after[0])
+            assert list(before[1]) == list(after[1])
+            for name in before[1]:
+                assert_same(before[1][name], after[1][name])
+
+
+def assert_same(a: Tensor, b: Tensor) -> None:
+    assert type(a) is type(b) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, tv_tensors.BoundingBoxes):
+        assert (a.format, a.canvas_size) == (b.format, b.canvas_size)
+
+
+def test_state_holds_plain_tensors_only(full_buffer):
+    for stored in full_buffer.state_dict()["samples"].values():
+        assert all(type(value) is Tensor for sample in stored for value in sample.values())
+
+
+def test_unpack_undoes_pack_for_an_image_without_objects():
+    image, target = unpack(pack(photo(20, 30), objects([], [], size=(20, 30))))
+    assert image.shape == (3, 20, 30)
+    assert target["boxes"].shape == (0, 4) and target["boxes"].canvas_size == (20, 30)

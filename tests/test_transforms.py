@@ -1,0 +1,233 @@
+import pytest
+import torch
+from helpers import objects, photo
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from mtl_utils.settings import IGNORE
+from mtl_utils.transforms import GREY, MIN_BOX, Letterbox, calm, collate, heavy, plain
+
+BOX = (20, 12, 56, 40)  # of the green rectangle in the pictures below: left, top, right, bottom
+SEEDS = range(40)
+
+
+def picture(height: int = 64, width: int = 96) -> tv_tensors.Image:
+    """A green rectangle on magenta: no change of brightness, contrast or saturation makes one look like the other."""
+    image = torch.tensor([255, 0, 255], dtype=torch.uint8).view(3, 1, 1).repeat(1, height, width)
+    image[:, BOX[1] : BOX[3], BOX[0] : BOX[2]] = torch.tensor([0, 255, 0], dtype=torch.uint8).view(3, 1, 1)
+    return tv_tensors.Image(image)
+
+
+def mask_of(image: tv_tensors.Image) -> tv_tensors.Mask:
+    mask = torch.zeros(image.shape[-2:], dtype=torch.uint8)
+    mask[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 5
+    return tv_tensors.Mask(mask)
+
+
+def green(image: Tensor) -> Tensor:
+    """(H, W) bool: where the rectangle is."""
+    red, green, _ = image.as_subclass(Tensor).int()
+    return green > red + 25
+
+
+def extent(pixels: Tensor) -> list[float]:
+    """The box XYXY around the true pixels."""
+    rows, columns = pixels.any(1).nonzero().flatten(), pixels.any(0).nonzero().flatten()
+    return [float(columns[0]), float(rows[0]), float(columns[-1]) + 1, float(rows[-1]) + 1]
+
+
+TRANSFORMS = [heavy, calm, plain]
+
+
+@pytest.mark.parametrize("make", TRANSFORMS)
+def test_boxes_move_with_the_image(make):
+    compared = 0
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        image, target = make("det", 96)(picture(), objects([BOX], [3], size=(64, 96)))
+        for box in target["boxes"].tolist():
+            assert box == pytest.approx(extent(green(image)), abs=2), f"seed {seed}"
+            compared += 1
+    assert compared >= 30, "the rectangle is rarely lost"
+
+
+@pytest.mark.parametrize("make", TRANSFORMS)
+def test_masks_move_with_the_image(make):
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        before = picture()
+        image, target = make("seg", 96)(before, {"mask": mask_of(before)})
+        mask = target["mask"].as_subclass(Tensor)
+        assert set(mask.unique().tolist()) <= {0, 5, IGNORE}, "no value in between"
+        if (mask == 5).any():
+            assert extent(mask == 5) == pytest.approx(extent(green(image)), abs=2), f"seed {seed}"
+            assert ((mask == 5) != green(image)).float().mean() < 0.05
+
+
+@pytest.mark.parametrize("task", ["seg", "det"])
+def test_heavy_augmentation_varies(task):
+    target = {"mask": mask_of(picture())} if task == "seg" else objects([BOX], [0], size=(64, 96))
+    images = {tuple(heavy(task, 96)(picture(), target)[0].flatten().tolist()) for _ in range(5)}
+    assert len(images) == 5
+
+
+def test_heavy_augmentation_flips_scales_and_shifts():
+    boxes = []
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        boxes += heavy("det", 96)(picture(), objects([BOX], [0], size=(64, 96)))[1]["boxes"].tolist()
+    widths = [right - left for left, _, right, _ in boxes]
+    assert max(widths) > 44 and min(widths) < 28, "36 px at a scale of 1"
+    lefts = [left for left, *_ in boxes]
+    assert max(lefts) - min(lefts) > 30
+
+
+def test_samples_are_not_changed_by_transforming_them():
+    image, target = picture(), objects([BOX], [0], size=(64, 96))
+    before = image.clone(), target["boxes"].clone()
+    collate([(image, target)], heavy("det", 64), "det")
+    assert torch.equal(before[0], image) and torch.equal(before[1], target["boxes"])
+
+
+# ---------------------------------------------------------------- padding and sizes
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 96), (96, 48), (96, 96), (50, 75)])
+def test_letterbox_pads_right_and_below_with_grey_and_ignore(height, width):
+    image, target = Letterbox(96)(photo(height, width), {"mask": tv_tensors.Mask(torch.zeros(height, width).byte())})
+    new_height, new_width = round(height * 96 / max(height, width)), round(width * 96 / max(height, width))
+    inner = torch.zeros(96, 96, dtype=torch.bool)
+    inner[:new_height, :new_width] = True
+    assert image.shape == (3, 96, 96)
+    assert ((target["mask"] == 0) == inner).all()
+    assert (target["mask"][~inner] == IGNORE).all()
+    assert (image[:, ~inner] == torch.tensor(GREY)[:, None]).all()
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_letterbox_of_a_picture_that_fits_changes_nothing(size):
+    image = photo(size, size)
+    assert torch.equal(Letterbox(size)(image, {})[0], image)
+
+
+def test_heavy_padding_is_grey_before_the_colours_change_and_never_trained_on(monkeypatch):
+    monkeypatch.setattr(v2, "ColorJitter", lambda **_: v2.Identity())
+    padded = 0
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        image, target = heavy("seg", 96)(picture(), {"mask": mask_of(picture())})
+        grey = (image == torch.tensor(GREY).view(3, 1, 1)).all(0)
+        assert torch.equal(grey, target["mask"] == IGNORE)
+        padded += int(grey.any())
+    assert padded > 10
+
+
+@pytest.mark.parametrize("make", TRANSFORMS)
+@pytest.mark.parametrize(("height", "width"), [(40, 90), (90, 40), (200, 130), (33, 33)])
+@pytest.mark.parametrize("task", ["seg", "det", "cls"])
+def test_every_picture_becomes_a_square_of_the_size(make, height, width, task):
+    target = {
+        "seg": {"mask": tv_tensors.Mask(torch.zeros(height, width).byte())},
+        "det": objects([[1, 1, 30, 30]], [0], size=(height, width)),
+        "cls": {"label": torch.tensor(4)},
+    }[task]
+    image, moved = make(task, 64)(photo(height, width), target)
+    assert image.shape == (3, 64, 64) and image.dtype == torch.uint8
+    if task == "seg":
+        assert moved["mask"].shape == (64, 64)
+    if task == "det":
+        assert all(0 <= edge <= 64 for edge in moved["boxes"].flatten().tolist())
+    if task == "cls":
+        assert moved["label"] == 4
+
+
+def test_classification_is_evaluated_on_the_middle_of_the_picture():
+    image = torch.zeros(3, 64, 128, dtype=torch.uint8)
+    image[:, :, 32:96] = 200
+    found, _ = plain("cls", 64)(tv_tensors.Image(image), {"label": torch.tensor(0)})
+    assert (found == 200).all()
+
+
+def test_classification_crops_are_of_different_places():
+    image = tv_tensors.Image(torch.arange(96, dtype=torch.uint8).expand(3, 96, 96) * 2)
+    lefts = {int(heavy("cls", 32).transforms[0](image)[0, 0, 0]) for _ in range(10)}
+    assert len(lefts) > 3
+
+
+@pytest.mark.parametrize("task", ["seg", "det", "cls"])
+def test_evaluation_has_no_chance_in_it(task):
+    target = {"seg": {"mask": mask_of(picture())}, "det": objects([BOX], [0]), "cls": {"label": torch.tensor(1)}}[task]
+    first, second = (plain(task, 64)(picture(), target) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert all(torch.equal(first[1][k], second[1][k]) for k in target)
+
+
+def test_calm_is_the_evaluation_or_its_mirror():
+    image = photo(64, 64)
+    expected = plain("det", 64)(image, objects([], []))[0]
+    seen = set()
+    for _ in range(20):
+        found = calm("det", 64)(image, objects([], []))[0]
+        assert torch.equal(found, expected) or torch.equal(found, expected.flip(-1))
+        seen.add(torch.equal(found, expected))
+    assert seen == {True, False}
+
+
+# ---------------------------------------------------------------- boxes that are lost
+
+
+def test_labels_and_crowds_leave_together_with_their_boxes():
+    boxes = [[0, 0, 30, 30], [60, 30, 96, 64], [40, 2, 44, 5], [34, 34, 50, 60]]
+    lost = set()
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        _, target = heavy("det", 96)(photo(64, 96), objects(boxes, [0, 1, 2, 3], [True, False, True, False], (64, 96)))
+        labels, crowd = target["labels"].tolist(), target["crowd"].tolist()
+        assert len(target["boxes"]) == len(labels) == len(crowd)
+        assert crowd == [label in (0, 2) for label in labels], "each box keeps its own flag"
+        assert target["labels"].dtype == torch.int64 and target["crowd"].dtype == torch.bool
+        if len(labels):
+            assert (target["boxes"][:, 2:] - target["boxes"][:, :2]).min() >= MIN_BOX
+        lost |= {0, 1, 2, 3} - set(labels)
+    assert 2 in lost and len(lost) > 1, "the tiny one and some at the border"
+
+
+def test_an_image_may_lose_all_its_boxes():
+    _, target = heavy("det", 96)(photo(64, 96), objects([[0, 0, 2, 2]], [1], size=(64, 96)))
+    assert target["boxes"].shape == (0, 4) and len(target["labels"]) == len(target["crowd"]) == 0
+
+
+# ---------------------------------------------------------------- batches
+
+
+def test_collate_of_segmentation():
+    samples = [(photo(40, 60), {"mask": tv_tensors.Mask(torch.full((40, 60), 7).byte())}) for _ in range(3)]
+    images, masks = collate(samples, plain("seg", 64), "seg")
+    assert images.shape == (3, 3, 64, 64) and images.dtype == torch.float32
+    assert images.min() >= 0 and images.max() <= 1 and images.max() > 0.9
+    assert masks.shape == (3, 64, 64) and masks.dtype == torch.int64
+    assert set(masks.unique().tolist()) == {7, IGNORE}
+    assert type(images) is type(masks) is Tensor
+
+
+def test_collate_of_detection():
+    samples = [(photo(64, 64), objects([BOX] * n, [1] * n, size=(64, 64))) for n in (2, 0)]
+    images, targets = collate(samples, plain("det", 64), "det")
+    assert images.shape == (2, 3, 64, 64)
+    assert [len(t["boxes"]) for t in targets] == [2, 0]
+    assert all(type(value) is Tensor for t in targets for value in t.values())
+    assert targets[0]["boxes"].dtype == torch.float32 and targets[0]["labels"].dtype == torch.int64
+
+
+def test_collate_of_classification():
+    samples = [(photo(40, 60), {"label": torch.tensor(label)}) for label in (3, 1)]
+    images, labels = collate(samples, heavy("cls", 32), "cls")
+    assert images.shape == (2, 3, 32, 32)
+    assert labels.tolist() == [3, 1] and labels.dtype == torch.int64
+
+
+def test_collate_keeps_the_pixels():
+    image = photo(64, 64)
+    images, _ = collate([(image, {"label": torch.tensor(0)})], plain("cls", 64), "cls")
+    assert torch.equal((images[0] * 255).round().byte(), image.as_subclass(Tensor))
