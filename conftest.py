@@ -10,5 +10,4 @@ def pytest_configure(config: pytest.Config) -> None:
     """Set what the notebooks' kernels inherit; MTL_DATA_ROOT stays as the user has it."""
     os.environ["MTL_PROFILE"] = "smoke"
     os.environ["MTL_RUN"] = os.path.join(tempfile.mkdtemp(prefix="mtl_smoke_"), "run")
-    os.environ.setdefault("MPLBACKEND", "agg")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")

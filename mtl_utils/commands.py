@@ -1,4 +1,4 @@
-"""The commands: run, train, data check | fetch | synthetic, readme, and the marking command of eval.py."""
+"""The commands: run, train, data check | fetch | synthetic, publish, and the marking command of eval.py."""
 
 import argparse
 import os
@@ -25,7 +25,7 @@ def guarded(function: Callable[[], int | None]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("\nstopped; finished epochs are kept, continue with --resume", file=sys.stderr)
+        print("\nstopped; finished epochs are kept: run again to continue (train: with --resume)", file=sys.stderr)
         return 130
     return 1
 
@@ -60,9 +60,9 @@ def make_parser() -> argparse.ArgumentParser:
         sub = data.add_parser(name, help=help_)
         sub.add_argument("root", nargs="?", type=Path, help="folder of the mini sets")
         sub.set_defaults(command=command)
-    readme = commands.add_parser("readme", help="remake README's results from figures/metrics.json")
-    readme.add_argument("--run", type=Path, help="first take metrics.json and the figures of this run folder over")
-    readme.set_defaults(command=readme_command)
+    publish = commands.add_parser("publish", help="remake README's results from figures/metrics.json")
+    publish.add_argument("run", nargs="?", type=Path, help="first take over what this run folder holds")
+    publish.set_defaults(command=publish_command)
     return parser
 
 
@@ -122,16 +122,20 @@ def synthetic_command(options: argparse.Namespace) -> None:
     print(f"synthetic mini sets are in {root}")
 
 
-def readme_command(options: argparse.Namespace) -> None:
-    """Bring README's results in step with the committed run."""
+def publish_command(options: argparse.Namespace) -> None:
+    """Bring README's results in step with the committed run, or make another run the committed one."""
+    readme = PROJECT / "README.md"
+    text = readme.read_text(encoding="utf-8")
     if options.run:
         if not (options.run / "metrics.json").exists():
             raise UserError(f"{options.run} holds no metrics.json: finish the run first.")
-        shutil.copy(options.run / "metrics.json", RESULTS)
-        for picture in (options.run / "figures").glob("*.png"):
-            shutil.copy(picture, RESULTS.parent / picture.name)
-    readme = PROJECT / "README.md"
-    readme.write_text(with_results(readme.read_text(encoding="utf-8")), encoding="utf-8")
+        pictures = set(re.findall(r"\(figures/(\w+\.png)\)", text))
+        copies = {options.run / "metrics.json": RESULTS}
+        copies |= {options.run / "figures" / name: RESULTS.parent / name for name in pictures}
+        copies |= {path: notebooks.FOLDER / path.name for path in options.run.glob("*.ipynb")}
+        for source, target in copies.items():
+            shutil.copyfile(source, target)
+    readme.write_text(with_results(text), encoding="utf-8")
 
 
 def with_results(text: str) -> str:

@@ -44,8 +44,8 @@ class Settings:
     profile: str = "full"  # the name under which these values are listed in PROFILES
     seed: int = 0  # of the weights that start at random, the order of the images, augmentation and replay
     widths: str = "mobilenetv2"  # channel widths of Fast-SCNN: "mobilenetv2" (ImageNet weights load) or "paper"
-    size: dict = field(default_factory=lambda: dict(seg=320, det=320, cls=224))  # input pixels, train and val alike
-    epochs: dict = field(default_factory=lambda: dict(seg=60, det=50, cls=20))  # passes over the task's own images
+    size: dict = field(default_factory=lambda: dict(seg=288, det=320, cls=192))  # input pixels, train and val alike
+    epochs: dict = field(default_factory=lambda: dict(seg=45, det=40, cls=15))  # passes over the task's own images
     batch: dict = field(default_factory=lambda: dict(seg=8, det=8, cls=16))  # new images in a training step
     lr: float = 1e-3  # of the parts that start at random (AdamW); 2e-3 was unstable in detection
     trunk_lr: float = 0.1  # the ImageNet-trained layers learn at this fraction of lr, so that they keep what they know

@@ -123,11 +123,12 @@ def test_train_then_resume(tiny_profile, tiny_root, capsys, monkeypatch):
     assert "already holds a run" in capsys.readouterr().err
     monkeypatch.setattr(commands, "run_stage", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert commands.main([*command, "--resume"]) == 130
-    assert "continue with --resume" in capsys.readouterr().err
+    assert "with --resume" in capsys.readouterr().err
 
 
 def test_train_without_replay_says_so_in_its_settings(tiny_profile, tiny_root, tmp_path):
-    assert commands.main(["train", "--profile", "smoke", "--name", "x", "--no-replay", "--data-root", str(tiny_root)]) == 0
+    command = ["train", "--profile", "smoke", "--name", "x", "--no-replay", "--data-root", str(tiny_root)]
+    assert commands.main(command) == 0
     assert json.loads((tmp_path / "runs" / "x" / "metrics.json").read_text())["settings"]["draw"] == 0
 
 
@@ -146,4 +147,4 @@ def test_data_check_says_whether_a_root_is_sound(tiny_root, tmp_path, capsys):
 
 def test_readme_shows_the_committed_results():
     text = (PROJECT / "README.md").read_text(encoding="utf-8")
-    assert commands.with_results(text) == text, "run `python -m mtl_utils readme`"
+    assert commands.with_results(text) == text, "run `python -m mtl_utils publish`"

@@ -9,6 +9,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from mtl_utils.diagrams import architecture, layer_table, training_flow
 from mtl_utils.model import UnifiedModel, count_parameters, fold_batchnorm
+from mtl_utils.plots import use_style
 from mtl_utils.settings import PROFILES, TASKS, Settings, get_settings
 from mtl_utils.stages import Run
 
@@ -16,8 +17,11 @@ SIZE = 64
 
 
 @pytest.fixture(autouse=True)
-def close_figures():
-    yield
+def style():
+    """The look that the notebooks set, as long as a test lasts."""
+    with plt.rc_context():
+        use_style()
+        yield
     plt.close("all")
 
 
@@ -97,7 +101,10 @@ def test_architecture_of_a_folded_model():
     assert f"{count_parameters(model):,} parameters" in shown and "BatchNorm" not in shown
 
 
-@pytest.mark.parametrize("settings", [*PROFILES.values(), Settings(memory=240, draw=10), Settings(draw=1, fold=False)])
+EXTREMES = [Settings(memory=240, draw=10), Settings(batch=dict.fromkeys(TASKS, 64), draw=1, fold=False)]
+
+
+@pytest.mark.parametrize("settings", [*PROFILES.values(), *EXTREMES])
 def test_training_flow_shows_the_settings(settings):
     figure = training_flow(settings)
     shown = "\n".join(texts(figure))

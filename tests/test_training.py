@@ -1,5 +1,6 @@
 """The training loop and the chain of stages, on a tiny set."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -172,7 +173,7 @@ def test_learning_rate_rises_then_falls_to_zero():
     factors = [training.warmup_cosine(i, total=100, warmup=0.1) for i in range(100)]
     assert factors[0] == pytest.approx(0.1) and max(factors) == factors[9] == 1
     assert factors[55] == pytest.approx(0.5, abs=0.01) and factors[-1] < 0.001
-    assert all(a >= b for a, b in zip(factors[9:], factors[10:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors[9:]))
 
 
 def test_average_of_weights_warms_up_to_its_decay():
