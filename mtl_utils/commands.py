@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from mtl_utils import check, fetch, layout, notebooks, report, synthetic
+from mtl_utils import check, fetch, layout, report, synthetic
 from mtl_utils.checkpoint import write_json
 from mtl_utils.data import Classes, MiniSet, find_root
 from mtl_utils.evaluation import evaluate
@@ -74,6 +74,8 @@ def open_run(options: argparse.Namespace, **changes) -> Run:
 
 def run_command(options: argparse.Namespace) -> None:
     """Execute the notebooks into the run's folder."""
+    from mtl_utils import notebooks  # here, since marking needs no Jupyter
+
     run = open_run(options)
     print(run)
     environment = {"MTL_PROFILE": run.settings.profile, "MTL_RUN": str(run.folder)}
@@ -132,7 +134,7 @@ def publish_command(options: argparse.Namespace) -> None:
         pictures = set(re.findall(r"\(figures/(\w+\.png)\)", text))
         copies = {options.run / "metrics.json": RESULTS}
         copies |= {options.run / "figures" / name: RESULTS.parent / name for name in pictures}
-        copies |= {path: notebooks.FOLDER / path.name for path in options.run.glob("*.ipynb")}
+        copies |= {path: PROJECT / "notebooks" / path.name for path in options.run.glob("*.ipynb")}
         for source, target in copies.items():
             shutil.copyfile(source, target)
     readme.write_text(with_results(text), encoding="utf-8")

@@ -7,7 +7,6 @@ Files of a run, for N = 1, 2, 3:
     metrics.json            the results of all finished stages
 """
 
-import contextlib
 import json
 import os
 import time
@@ -57,14 +56,22 @@ class Run:
         return {"settings": self.settings.as_dict(), "data": fingerprint(self.root.path), "start": start}
 
     def result(self, task: str) -> dict | None:
-        """The JSON of a stage with this run's key, or None: history, and metrics once it is finished."""
+        """The JSON of a stage, or None: history, and metrics once it is finished.
+
+        Raises UserError when it is damaged or was made with another key: finished work is never overwritten.
+        """
         path = self.path(task, ".json")
         if not path.exists():
             return None
-        with contextlib.suppress(ValueError):
+        try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            return found if found["key"] == self.key else None
-        raise UserError(f"{path} is damaged: delete it and run the stage again.")
+            other = [name for name in self.key if found["key"][name] != self.key[name]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged: delete it and run the stage again.") from error
+        if other:
+            what = {"settings": "settings", "data": "data", "start": "starting weights"}[other[0]]
+            raise UserError(f"{path} was made with other {what}: name another folder (--name or MTL_RUN) or delete it.")
+        return found
 
     def finished(self, task: str) -> bool:
         """Whether a stage is done, so that it is loaded instead of trained."""

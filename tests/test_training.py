@@ -88,9 +88,10 @@ def test_finished_stage_is_loaded_not_trained(straight, monkeypatch):
     assert run_stage(straight, "cls")["metrics"].keys() == set(TASKS)
 
 
-def test_other_settings_or_data_do_not_count_as_finished(straight, tiny_root):
+def test_a_run_with_other_settings_does_not_overwrite_a_finished_one(straight, tiny_root):
     assert straight.finished("cls")
-    assert not make_run(tiny_root, straight.folder, lr=1e-4).finished("cls")
+    with pytest.raises(UserError, match=r"stage1_segmentation\.json was made with other settings"):
+        run_stage(make_run(tiny_root, straight.folder, lr=1e-4), "seg")
 
 
 def test_missing_predecessor_is_named_and_trained(tiny_root, tmp_path, capsys):
