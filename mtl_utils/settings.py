@@ -51,7 +51,7 @@ class Settings:
     trunk_lr: float = 0.1  # the ImageNet-trained layers learn at this fraction of lr, so that they keep what they know
     weight_decay: float = 0.01  # AdamW's decoupled decay
     warmup: float = 0.05  # fraction of a stage's steps in which the learning rate rises to lr
-    calm: float = 0.1  # last fraction of a stage's steps without heavy augmentation
+    calm: float = 0.1  # last fraction of a stage's epochs without heavy augmentation; the best model is one of these
     ema: float = 0.99  # decay per step of the averaged weights that are evaluated and saved
     memory: int = 60  # images a task that the replay buffer keeps: a quarter of the training set
     draw: int = 4  # replayed images of each earlier task in a training step (the assignment allows 10); 0: no replay

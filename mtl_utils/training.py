@@ -25,7 +25,8 @@ class Trainer:
     """Trains a model on one task while replaying earlier ones.
 
     `history` holds a dict for each finished epoch; `best` the averaged weights of the epoch with the lowest training
-    loss over all tasks in play (never chosen on val, since val is what the results are reported on).
+    loss over all tasks in play, among the last epochs, whose calm augmentation makes their losses comparable. It is
+    never chosen on val, since val is what the results are reported on.
     """
 
     def __init__(self, model: UnifiedModel, dataset: MiniSet, buffer: ReplayBuffer, settings: Settings, device: str):
@@ -52,9 +53,16 @@ class Trainer:
         """Whether all epochs are done."""
         return len(self.history) >= self.settings.epochs[self.task]
 
+    @property
+    def calm_now(self) -> bool:
+        """Whether the running epoch is one of the last, without heavy augmentation; at least one is."""
+        epochs = self.settings.epochs[self.task]
+        return len(self.history) >= epochs - max(1, round(self.settings.calm * epochs))
+
     def epoch(self) -> dict:
         """Train for one pass over the task's images; returns and keeps the epoch's entry of the history."""
         started, sums = time.perf_counter(), dict.fromkeys([*self.earlier, self.task], 0.0)
+        calm_now = self.calm_now
         self.model.train()
         for images, targets in tqdm(self.loader(), desc=self.title(), unit="step", leave=False, delay=2):
             for task, loss in self.step({self.task: (images, targets)} | self.replay()).items():
@@ -62,7 +70,7 @@ class Trainer:
         mean = {task: total / self.steps for task, total in sums.items()}
         entry = {"epoch": len(self.history) + 1, "loss": mean, "lr": self.schedule.get_last_lr()[-1]}
         self.history.append(entry | {"seconds": time.perf_counter() - started})
-        if sum(mean.values()) < self.best["loss"]:
+        if calm_now and sum(mean.values()) < self.best["loss"]:
             weights = {k: v.detach().cpu().clone() for k, v in self.ema.module.state_dict().items()}
             self.best = {"loss": sum(mean.values()), "epoch": len(self.history), "model": weights}
         return self.history[-1]
@@ -95,8 +103,7 @@ class Trainer:
 
     def transform(self, task: str) -> nn.Module:
         """Heavy augmentation, and the calm one in the last epochs."""
-        last = len(self.history) >= (1 - self.settings.calm) * self.settings.epochs[self.task]
-        return (calm if last else heavy)(task, self.settings.size[task])
+        return (calm if self.calm_now else heavy)(task, self.settings.size[task])
 
     def loader(self) -> DataLoader:
         """The task's training images in random order; what does not fill the last batch waits for the next epoch."""

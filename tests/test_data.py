@@ -232,8 +232,9 @@ def test_a_damaged_mask_is_a_user_error_that_names_it(own_root, damage):
         load(own_root, "seg")
 
 
-def test_a_mask_in_colours_is_refused(tmp_path):
-    Image.new("RGB", (8, 8), (128, 0, 0)).save(tmp_path / "mask.png")
+@pytest.mark.parametrize("colour", [(128, 0, 0), (0, 0, 0)])
+def test_a_mask_in_colours_is_refused(tmp_path, colour):
+    Image.new("RGB", (8, 8), colour).save(tmp_path / "mask.png")
     with pytest.raises(UserError, match=r"mask\.png.*index mask"):
         read_mask(tmp_path / "mask.png")
 

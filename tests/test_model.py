@@ -229,9 +229,10 @@ def test_trunk_with_imagenet_weights_equals_torchvision_layer_by_layer():
     theirs = randomise_norms(mobilenet_v2(weights=None)).eval()
     trunk = FastSCNN(WIDTHS["mobilenetv2"]).trunk.eval()
     load_imagenet(trunk, theirs.state_dict())
-    images = torch.randn(2, 3, 96, 64)
+    images = 10 * torch.randn(2, 3, 96, 64)
     expected = steps(list(theirs.features), images)
     found = steps(blocks_of(trunk), images)
+    assert (expected[0] == 6).any(), "bright enough that ReLU6 cuts"
     for number, (a, b) in enumerate(zip(expected, found, strict=True)):
         assert torch.allclose(a, b, atol=1e-3 * a.abs().max()), f"layer {number}"
     for tap, layer in zip(trunk(images), (6, 13, 18), strict=True):  # the last ones at strides 8, 16 and 32
