@@ -4,9 +4,9 @@ Checkpoints hold tensors and plain Python values only and are loaded with weight
 somebody else cannot run code.
 """
 
+import contextlib
 import json
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -23,18 +23,20 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
     Raises UserError when the disk is full or the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        raise UserError(f"{path} could not be saved ({error}): make room on the disk, then run again.") from error
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        raise UserError(f"{path} could not be saved ({cause}): make room on the disk, then run again.") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def save(path: Path, content: dict) -> None:
@@ -48,7 +50,7 @@ def load(path: Path) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: train first, or name another file.") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # what torch.load raises on garbage is of many kinds
         remedy = "it is damaged or holds more than weights, so it was not opened; take an intact file"
         raise UserError(f"{path} is not a checkpoint of this project: {remedy}.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -26,6 +26,7 @@ from mtl_utils import layout
 from mtl_utils.settings import FOLDERS, IGNORE, IMAGENETTE_NAMES, PROJECT, TASKS, VOC_CLASSES, UserError, user_path
 from mtl_utils.synthetic import write_synthetic
 
+BROKEN = (OSError, SyntaxError, ValueError)  # what PIL raises on damaged pictures
 Sample = tuple[tv_tensors.Image, dict[str, Tensor]]
 
 
@@ -54,8 +55,11 @@ def find_root(given: str | Path | None = None, tasks: tuple[str, ...] = TASKS) -
                 sets = ", ".join(FOLDERS[task] for task in tasks)
                 raise UserError(f"{value} (from {chosen_by}) holds none of {sets}: name the folder that they lie in.")
             return Root(path, chosen_by)
-    if all(layout.has_set(PROJECT / "data", task) for task in TASKS):
+    present = [FOLDERS[task] for task in TASKS if layout.has_set(PROJECT / "data", task)]
+    if len(present) == len(TASKS):
         return Root(PROJECT / "data", "data/")
+    if present:
+        raise UserError(f"data/ holds only {', '.join(present)}: complete it (`python -m mtl_utils data fetch`).")
     write_synthetic(PROJECT / "data" / "synthetic")
     return Root(PROJECT / "data" / "synthetic", "synthetic")
 
@@ -94,8 +98,11 @@ def read_coco(path: Path) -> dict:
 
 def find_classes(root: Path, split: str = "train") -> Classes:
     """The class lists that the data itself gives: COCO's category table and the folder names."""
-    categories = sorted(read_coco(layout.coco_json(root, split))["categories"], key=lambda c: c["id"])
-    names, ids = tuple(c["name"] for c in categories), tuple(c["id"] for c in categories)
+    path = layout.coco_json(root, split)
+    try:
+        ids, names = zip(*sorted((c["id"], c["name"]) for c in read_coco(path)["categories"]), strict=True)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} has no sound list of categories: `data check` says what is wrong.") from error
     return Classes(det=names, det_ids=ids, cls=tuple(f.name for f in layout.class_folders(root, split)))
 
 
@@ -104,7 +111,7 @@ def read_image(path: Path) -> tv_tensors.Image:
     try:
         with Image.open(path) as picture:
             return tv_tensors.Image(TF.pil_to_tensor(picture.convert("RGB")))
-    except OSError as error:
+    except BROKEN as error:
         raise UserError(f"{path} cannot be read as a picture ({error}): fetch it again or take it out.") from error
 
 
@@ -113,7 +120,7 @@ def read_mask(path: Path) -> tv_tensors.Mask:
     try:
         with Image.open(path) as picture:
             mask = np.array(picture) if picture.mode in ("P", "L") else None
-    except OSError as error:
+    except BROKEN as error:
         raise UserError(f"{path} cannot be read as a mask ({error}): fetch it again or take it out.") from error
     if mask is None or (np.setdiff1d(mask, (*range(len(VOC_CLASSES)), IGNORE))).size:
         raise UserError(f"{path} is not an index mask of 0-20 and 255: take the palette PNG of VOC, not a colour copy.")
@@ -157,21 +164,21 @@ def det_entries(root: Path, split: str, classes: Classes) -> list[tuple]:
     """(image id, image path, annotations) of every COCO image, class indices instead of category ids."""
     path = layout.coco_json(root, split)
     coco = read_coco(path)
-    table = {(c["id"], c["name"]) for c in coco["categories"]}
-    if not table <= set(zip(classes.det_ids, classes.det, strict=True)):
-        raise UserError(f"{path} has categories the model was not trained for: take a model for {sorted(table)}.")
-    known = {key: [] for key in (image["id"] for image in coco["images"])}
-    for a in coco["annotations"]:
-        if a["image_id"] not in known or a["category_id"] not in classes.det_ids:
-            raise UserError(f"{path}: annotation {a['id']} names no known image or category: `data check` lists all.")
-        known[a["image_id"]].append((a["bbox"], classes.det_ids.index(a["category_id"]), bool(a.get("iscrowd", 0))))
-    entries = []
-    for image in coco["images"]:
-        file = layout.coco_image(root, split, image["file_name"])
-        if file is None:
-            raise UserError(f"{image['file_name']}, which {path} lists, is missing: fetch it or take it out.")
-        entries.append((image["id"], file, known[image["id"]]))
-    return entries
+    try:
+        table = {(c["id"], c["name"]) for c in coco["categories"]}
+        if not table <= set(zip(classes.det_ids, classes.det, strict=True)):
+            raise UserError(f"{path} has categories the model was not trained for: take a model for {sorted(table)}.")
+        files = {image["id"]: layout.coco_image(root, split, image["file_name"]) for image in coco["images"]}
+        if missing := [image["file_name"] for image in coco["images"] if files[image["id"]] is None]:
+            raise UserError(f"{missing[0]}, which {path} lists, is missing: fetch it or take it out.")
+        boxes = {key: [] for key in files}
+        for a in coco["annotations"]:
+            x, y, width, height = map(float, a["bbox"])
+            row = ((x, y, width, height), classes.det_ids.index(a["category_id"]), bool(a.get("iscrowd", 0)))
+            boxes[a["image_id"]].append(row)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is faulty ({error!r}): `python -m mtl_utils data check` lists all faults.") from error
+    return [(key, file, boxes[key]) for key, file in files.items()]
 
 
 def cls_entries(root: Path, split: str, classes: Classes) -> list[tuple]:
@@ -232,6 +239,6 @@ def classes_of(task: str, target: dict[str, Tensor]) -> list[int]:
 
 def fingerprint(root: Path) -> str:
     """A short hash of the names and sizes of all files of the three sets: two roots with other data differ in it."""
-    files = sorted(p for task in TASKS for p in (root / FOLDERS[task]).rglob("*") if p.is_file())
+    files = sorted(p for task in TASKS for p in (root / FOLDERS[task]).rglob("[!.]*") if p.is_file())
     text = "\n".join(f"{p.relative_to(root).as_posix()} {p.stat().st_size}" for p in files)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

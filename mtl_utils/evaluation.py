@@ -128,7 +128,8 @@ def coco_precision(dataset: MiniSet, detections: list[dict[str, Tensor]]) -> np.
     ]
     truth = read_coco(layout.coco_json(dataset.root, dataset.split))
     truth["categories"] = [{"id": i, "name": n} for i, n in zip(ids, dataset.classes.det, strict=True)]
-    for a in truth["annotations"]:
+    for number, a in enumerate(truth["annotations"], 1):
+        a["id"] = number  # COCOeval takes an object with id 0 for missed
         a.setdefault("area", a["bbox"][2] * a["bbox"][3])
         a.setdefault("iscrowd", 0)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools talks

@@ -28,7 +28,7 @@ def segmentation_loss(outputs: Outputs, masks: Tensor, weights: Tensor | None = 
     loss = F.cross_entropy(outputs.segmentation, masks, weights, ignore_index=IGNORE, reduction="sum")
     kept = masks[masks != IGNORE]
     total = kept.numel() if weights is None else weights[kept].sum()
-    return loss / max(float(total), 1.0)  # a batch that is all border gives 0, not NaN
+    return loss / max(float(total), 1e-6)  # a batch that is all border gives 0, not NaN
 
 
 def detection_loss(outputs: Outputs, targets: list[dict[str, Tensor]]) -> Tensor:

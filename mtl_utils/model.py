@@ -2,7 +2,8 @@
 
 Backbone: R. Poudel, S. Liwicki, R. Cipolla, "Fast-SCNN: Fast Semantic Segmentation Network", BMVC 2019 (section 3).
 Its bottlenecks are those of M. Sandler et al., "MobileNetV2", CVPR 2018; with MobileNetV2's own widths the public
-ImageNet weights of that network load into them. Shapes below: B images of H x W pixels, h = H / 8, w = W / 8.
+ImageNet weights of that network load into them. The activation is MobileNetV2's ReLU6 throughout, where Fast-SCNN has
+ReLU. Shapes below: B images of H x W pixels, h = H / 8, w = W / 8.
 """
 
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ class Outputs(NamedTuple):
 class ConvNorm(nn.Sequential):
     """Convolution, BatchNorm and, unless it is None, an activation; BatchNorm can be folded into the convolution."""
 
-    def __init__(self, inp: int, out: int, kernel: int, stride: int = 1, groups: int = 1, act=nn.ReLU6):
-        conv = nn.Conv2d(inp, out, kernel, stride, kernel // 2, groups=groups, bias=False)
+    def __init__(self, inp: int, out: int, kernel: int, stride=1, groups=1, dilation=1, act=nn.ReLU6):
+        conv = nn.Conv2d(inp, out, kernel, stride, kernel // 2 * dilation, dilation, groups, bias=False)
         super().__init__(conv, nn.BatchNorm2d(out), act(inplace=True) if act else nn.Identity())
 
     def fold(self) -> None:
@@ -41,7 +42,7 @@ class ConvNorm(nn.Sequential):
         if isinstance(self[1], nn.BatchNorm2d):
             training = self.training
             self.eval()
-            self[0] = fuse_conv_bn_eval(self[0], self[1])
+            self[0] = fuse_conv_bn_eval(self[0], self[1]).requires_grad_()  # else the new bias would be frozen
             self[1] = nn.Identity()
             self.train(training)
 
@@ -62,10 +63,10 @@ class Bottleneck(nn.Module):
 
 
 class Separable(nn.Sequential):
-    """Depthwise 3 x 3 then pointwise 1 x 1 convolution, both with BatchNorm and ReLU (Fast-SCNN, table 1: DSConv)."""
+    """Depthwise 3 x 3 then pointwise 1 x 1 convolution, no activation between (Fast-SCNN, 3.2.1: DSConv)."""
 
     def __init__(self, inp: int, out: int, stride: int):
-        super().__init__(ConvNorm(inp, inp, 3, stride, groups=inp), ConvNorm(inp, out, 1))
+        super().__init__(ConvNorm(inp, inp, 3, stride, groups=inp, act=None), ConvNorm(inp, out, 1))
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class FeatureFusion(nn.Module):
         super().__init__()
         self.low = ConvNorm(low, out, 1, act=None)
         self.middle = ConvNorm(middle, out, 1, act=None) if middle else None
-        self.spread = ConvNorm(deep, deep, 3, groups=deep)
+        self.spread = ConvNorm(deep, deep, 3, groups=deep, dilation=4)  # steps of one deep cell, at stride 8
         self.deep = ConvNorm(deep, out, 1, act=None)
 
     def forward(self, low: Tensor, middle: Tensor, deep: Tensor) -> Tensor:

@@ -39,7 +39,9 @@ class Trainer:
         torch.manual_seed(seed)  # augmentation
         self.generator = torch.Generator().manual_seed(seed)  # order of images, replay
         self.steps = max(1, len(dataset) // settings.batch[self.task])
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, settings), weight_decay=settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(model, settings, self.task), weight_decay=settings.weight_decay
+        )
         total = self.steps * settings.epochs[self.task]
         shape = partial(warmup_cosine, total=total, warmup=settings.warmup)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, shape)
@@ -141,12 +143,12 @@ def train(trainer: Trainer, after_epoch: Callable[[Trainer], None]) -> None:
         after_epoch(trainer)
 
 
-def parameter_groups(model: UnifiedModel, settings: Settings) -> list[dict]:
+def parameter_groups(model: UnifiedModel, settings: Settings, task: str) -> list[dict]:
     """Trunk and all the rest; a trunk with ImageNet weights learns at the fraction `trunk_lr` of the rate."""
     trunk = list(model.backbone.trunk.parameters())
     rest = [*model.backbone.pooling.parameters(), *model.backbone.fusion.parameters(), *model.head.parameters()]
-    factor = settings.trunk_lr if model.pretrained else 1.0
-    return [{"params": trunk, "lr": settings.lr * factor}, {"params": rest, "lr": settings.lr}]
+    lr, factor = settings.lr[task], settings.trunk_lr if model.pretrained else 1.0
+    return [{"params": trunk, "lr": lr * factor}, {"params": rest, "lr": lr}]
 
 
 def warmup_cosine(step: int, total: int, warmup: float) -> float:

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from mtl_utils.data import Sample
 from mtl_utils.settings import IGNORE
 
-GREY = (124, 116, 104)  # ImageNet's mean colour: padding becomes 0 after normalisation
+GREY = (124, 116, 104)  # ImageNet's mean colour: padding in evaluation becomes 0 after normalisation
 FILL = {tv_tensors.Image: GREY, tv_tensors.Mask: IGNORE}
 SCALES = {"seg": (0.5, 2.0), "det": (0.6, 1.6)}  # scale jitter against the size that makes the image just fit
 MIN_BOX = 4  # pixels: a box that the crop leaves smaller is no longer recognisable

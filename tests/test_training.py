@@ -91,7 +91,7 @@ def test_finished_stage_is_loaded_not_trained(straight, monkeypatch):
 def test_a_run_with_other_settings_does_not_overwrite_a_finished_one(straight, tiny_root):
     assert straight.finished("cls")
     with pytest.raises(UserError, match=r"stage1_segmentation\.json was made with other settings"):
-        run_stage(make_run(tiny_root, straight.folder, lr=1e-4), "seg")
+        run_stage(make_run(tiny_root, straight.folder, lr=dict(seg=1e-4, det=1e-4, cls=1e-4)), "seg")
 
 
 def test_missing_predecessor_is_named_and_trained(tiny_root, tmp_path, capsys):
@@ -111,7 +111,9 @@ def test_every_stage_is_evaluated_on_all_tasks_learned_so_far(straight):
 
 def test_best_epoch_has_the_lowest_training_loss_of_the_calm_ones(straight, tiny_root, tmp_path):
     assert [straight.result(task)["best_epoch"] for task in TASKS] == [3, 2, 2]  # the only calm ones
-    run = make_run(tiny_root, tmp_path, calm=1.0, lr=0.05)  # all calm, and a rate so high that the loss jumps
+    run = make_run(
+        tiny_root, tmp_path, calm=1.0, lr=dict(seg=0.05, det=0.05, cls=0.05)
+    )  # all calm, and a rate so high that the loss jumps
     result = run_stage(run, "seg")
     losses = [entry["loss"]["seg"] for entry in result["history"]]
     assert result["best_epoch"] == losses.index(min(losses)) + 1
@@ -190,10 +192,10 @@ def test_average_of_weights_warms_up_to_its_decay():
 
 def test_only_a_trunk_with_imagenet_weights_learns_more_slowly(straight):
     model = load_model(straight.path("seg"))[0]
-    assert [g["lr"] for g in training.parameter_groups(model, SETTINGS)] == [SETTINGS.lr, SETTINGS.lr]
+    assert [g["lr"] for g in training.parameter_groups(model, SETTINGS, "seg")] == [1e-3, 1e-3]
     model.pretrained = True
-    slow, fast = training.parameter_groups(model, SETTINGS)
-    assert slow["lr"] == pytest.approx(0.1 * SETTINGS.lr) and fast["lr"] == SETTINGS.lr
+    slow, fast = training.parameter_groups(model, SETTINGS, "cls")
+    assert slow["lr"] == pytest.approx(5e-5) and fast["lr"] == 5e-4
     count = sum(p.numel() for g in (slow, fast) for p in g["params"])
     assert count == sum(p.numel() for p in model.parameters())
 
