@@ -137,7 +137,7 @@ class MiniSet(Dataset):
             raise UserError(f"{root / FOLDERS[task]} has no {split} images: run `python -m mtl_utils data check`.")
         self.ids = [key for key, _, _ in entries]
         self.paths = [path for _, path, _ in entries]
-        bar = tqdm(entries, desc=f"reading {FOLDERS[task]}/{split}", unit="image", leave=False, delay=1)
+        bar = tqdm(entries, desc=f"reading {FOLDERS[task]}/{split}", unit="image", leave=False, delay=2)
         self.samples: list[Sample] = [READERS[task](path, label) for _, path, label in bar]
 
     def __len__(self) -> int:

@@ -69,7 +69,7 @@ def predict(model: nn.Module, task: str, images: list[tv_tensors.Image], size: i
 def predict_set(model: nn.Module, dataset: MiniSet, size: int) -> list:
     """`predict` for a whole set, in its order."""
     images = [image for image, _ in dataset.samples]
-    starts = tqdm(range(0, len(images), EVAL_BATCH), desc=f"evaluating {dataset.task}", leave=False, delay=2)
+    starts = tqdm(range(0, len(images), EVAL_BATCH), desc=f"evaluating {dataset.task}", leave=False, delay=5)
     return [p for i in starts for p in predict(model, dataset.task, images[i : i + EVAL_BATCH], size)]
 
 

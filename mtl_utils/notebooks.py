@@ -28,7 +28,8 @@ def execute(path: Path) -> nbformat.NotebookNode:
     """One notebook, executed from top to bottom in a fresh kernel; the file itself is not changed."""
     notebook = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": path.parent}}
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources=where)
+    quiet = ["--log-level=40"]  # errors only
+    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources=where, extra_arguments=quiet)
     try:
         return client.execute()
     except CellExecutionError as error:

@@ -55,16 +55,19 @@ def drops(metrics: dict) -> list[dict]:
     matrix = r_matrix(metrics)
     if np.isnan(matrix[-1]).any():
         raise UserError("The forgetting table needs all three stages: run the notebooks 03, 04 and 05 first.")
-    return [judge(task, matrix[j, j], matrix[-1, j]) for j, task in enumerate(TASKS)]
+    floor = floors(metrics)
+    return [judge(task, matrix[j, j], matrix[-1, j], floor[task]) for j, task in enumerate(TASKS)]
 
 
-def judge(task: str, baseline: float, final: float) -> dict:
+def judge(task: str, baseline: float, final: float, floor: float) -> dict:
     """The 5 % rule for one task: in points (final >= baseline - .05) and relative (final >= .95 baseline).
 
-    The relative reading is the stricter one, since no metric exceeds 1; PASS needs both. A baseline of 0 never passes.
+    The relative reading is the stricter one, since no metric exceeds 1; PASS needs both. A task that never rose above
+    its trivial floor has nothing to keep and passes neither.
     """
-    points = final >= baseline - TOLERANCE
-    relative = baseline > 0 and final >= (1 - TOLERANCE) * baseline
+    learned = baseline > floor
+    points = learned and final >= baseline - TOLERANCE
+    relative = learned and final >= (1 - TOLERANCE) * baseline
     drop = {"baseline": baseline, "final": final, "drop": baseline - final}
     return {"task": task, **drop, "points": bool(points), "relative": bool(relative), "pass": bool(points and relative)}
 

@@ -39,9 +39,8 @@ class Trainer:
         torch.manual_seed(seed)  # augmentation
         self.generator = torch.Generator().manual_seed(seed)  # order of images, replay
         self.steps = max(1, len(dataset) // settings.batch[self.task])
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, settings, self.task), weight_decay=settings.weight_decay
-        )
+        groups = parameter_groups(model, settings, self.task)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
         total = self.steps * settings.epochs[self.task]
         shape = partial(warmup_cosine, total=total, warmup=settings.warmup)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, shape)
@@ -61,14 +60,16 @@ class Trainer:
         epochs = self.settings.epochs[self.task]
         return len(self.history) >= epochs - max(1, round(self.settings.calm * epochs))
 
-    def epoch(self) -> dict:
+    def epoch(self, bar: tqdm | None = None) -> dict:
         """Train for one pass over the task's images; returns and keeps the epoch's entry of the history."""
         started, sums = time.perf_counter(), dict.fromkeys([*self.earlier, self.task], 0.0)
         calm_now = self.calm_now
         self.model.train()
-        for images, targets in tqdm(self.loader(), desc=self.title(), unit="step", leave=False, delay=2):
+        for images, targets in self.loader():
             for task, loss in self.step({self.task: (images, targets)} | self.replay()).items():
                 sums[task] += loss
+            if bar is not None:
+                bar.update()
         mean = {task: total / self.steps for task, total in sums.items()}
         entry = {"epoch": len(self.history) + 1, "loss": mean, "lr": self.schedule.get_last_lr()[-1]}
         self.history.append(entry | {"seconds": time.perf_counter() - started})
@@ -138,9 +139,12 @@ STATEFUL = ("model", "ema", "optimizer", "schedule", "scaler", "buffer")  # part
 
 def train(trainer: Trainer, after_epoch: Callable[[Trainer], None]) -> None:
     """Run the epochs that are left, calling `after_epoch` after each (evaluation, checkpoint, live curve)."""
-    while not trainer.finished:
-        trainer.epoch()
-        after_epoch(trainer)
+    done, total = len(trainer.history), trainer.settings.epochs[trainer.task]
+    with tqdm(total=total * trainer.steps, initial=done * trainer.steps, unit="step", mininterval=0.5) as bar:
+        while not trainer.finished:
+            bar.set_description(trainer.title())
+            trainer.epoch(bar)
+            after_epoch(trainer)
 
 
 def parameter_groups(model: UnifiedModel, settings: Settings, task: str) -> list[dict]:

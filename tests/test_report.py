@@ -50,18 +50,18 @@ def test_drop_is_baseline_minus_final_and_a_gain_is_negative():
         (0.40, 0.385, True, True),
         (0.90, 0.80, False, False),
         (0.40, 0.44, True, True),  # a gain
-        (0.0, 0.0, True, False),  # nothing learned is no success
-        (0.0003, 0.0002, True, False),
+        (0.03, 0.03, False, False),  # not above the floor: nothing was learned
+        (0.0, 0.0, False, False),
     ],
 )
 def test_both_readings_of_five_per_cent(baseline, final, points, relative):
-    verdict = report.judge("seg", baseline, final)
+    verdict = report.judge("seg", baseline, final, floor=0.03)
     assert (verdict["points"], verdict["relative"]) == (points, relative)
     assert verdict["pass"] == relative
 
 
 def test_closing_report_has_the_assignments_form(monkeypatch):
-    rows = [report.judge(task, BASE[task], FINAL[task]) for task in TASKS]
+    rows = [report.judge(task, BASE[task], FINAL[task], 0.0) for task in TASKS]
     monkeypatch.setattr(report, "drops", lambda metrics: rows)
     assert report.closing_report({}) == EXAMPLE
 
