@@ -148,10 +148,11 @@ def train(trainer: Trainer, after_epoch: Callable[[Trainer], None]) -> None:
 
 
 def parameter_groups(model: UnifiedModel, settings: Settings, task: str) -> list[dict]:
-    """Trunk and all the rest; a trunk with ImageNet weights learns at the fraction `trunk_lr` of the rate."""
+    """Trunk and all the rest; a trunk with ImageNet weights learns more slowly, a model from nothing faster."""
     trunk = list(model.backbone.trunk.parameters())
     rest = [*model.backbone.pooling.parameters(), *model.backbone.fusion.parameters(), *model.head.parameters()]
-    lr, factor = settings.lr[task], settings.trunk_lr if model.pretrained else 1.0
+    lr = settings.lr[task] * (1.0 if model.pretrained else settings.scratch_lr)
+    factor = settings.trunk_lr if model.pretrained else 1.0
     return [{"params": trunk, "lr": lr * factor}, {"params": rest, "lr": lr}]
 
 

@@ -77,7 +77,9 @@ def test_tables_show_floor_gain_and_verdict():
     forgetting = report.forgetting_table(METRICS)
     assert forgetting.loc["mAP@50", "drop"] == "-0.0200"
     assert forgetting.loc["mIoU", "drop, % of baseline"] == "+10.0"
-    assert "| mIoU | 0.030 | 0.400 | 0.360 | +0.040 | 90 % | ❌ FAIL |" in report.results_markdown(METRICS)
+    assert "| mIoU | 0.030 | 0.400 | 0.360 | +0.040 | 90 % | ❌ FAIL |" in report.results_markdown(
+        METRICS, list("abcdefg")
+    )
 
 
 def test_a_missing_stage_is_named():

@@ -191,7 +191,7 @@ def test_average_of_weights_warms_up_to_its_decay():
 
 def test_only_a_trunk_with_imagenet_weights_learns_more_slowly(straight):
     model = load_model(straight.path("seg"))[0]
-    assert [g["lr"] for g in training.parameter_groups(model, SETTINGS, "seg")] == [1e-3, 1e-3]
+    assert [g["lr"] for g in training.parameter_groups(model, SETTINGS, "seg")] == [3e-3, 3e-3]
     model.pretrained = True
     slow, fast = training.parameter_groups(model, SETTINGS, "cls")
     assert slow["lr"] == pytest.approx(5e-5) and fast["lr"] == 5e-4
