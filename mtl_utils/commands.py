@@ -2,32 +2,16 @@
 
 import argparse
 import os
-import re
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from mtl_utils import check, fetch, layout, report, synthetic
+from mtl_utils import check, fetch, layout, publish, report, synthetic
 from mtl_utils.checkpoint import write_json
 from mtl_utils.data import Classes, MiniSet, find_root
 from mtl_utils.evaluation import evaluate
 from mtl_utils.settings import METRIC_NAMES, PROFILES, PROJECT, TASK_NAMES, TASKS, UserError, get_settings
 from mtl_utils.stages import Run, load_model, run_stage
-
-README_WORDS = {  # what stands above and below the results table
-    "README.md": {
-        "header": ["after stage 3", "floor", "at its own stage", "final", "drop", "of baseline", "verdict"],
-        "about": "One run on the real mini sets: profile `{profile}`, seed {seed}, start `{start}`, {parameters:.1f} M "
-        "parameters, {minutes} minutes of training for the three stages ({device}).",
-    },
-    "README.zh-TW.md": {
-        "header": ["階段 3 之後", "下限", "該階段結束時", "最終", "下降", "與基準之比", "判定"],
-        "about": "真實資料上的一次執行：設定檔 `{profile}`、種子 {seed}、起始權重 `{start}`、"
-        "{parameters:.1f} M 個參數，三個階段的訓練時間為 {minutes} 分鐘（{device}）。",
-    },
-}
-RESULTS = PROJECT / "figures" / "metrics.json"  # of the committed real run; README's table is made from it
 
 
 def guarded(function: Callable[[], int | None]) -> int:
@@ -138,29 +122,9 @@ def synthetic_command(options: argparse.Namespace) -> None:
 
 def publish_command(options: argparse.Namespace) -> None:
     """Bring README's results in step with the committed run, or make another run the committed one."""
-    readmes = {PROJECT / name: (PROJECT / name).read_text(encoding="utf-8") for name in README_WORDS}
     if options.run:
-        if not (options.run / "metrics.json").exists():
-            raise UserError(f"{options.run} holds no metrics.json: finish the run first.")
-        pictures = set(re.findall(r"\(figures/(\w+\.png)\)", "".join(readmes.values())))
-        copies = {options.run / "metrics.json": RESULTS}
-        copies |= {options.run / "figures" / name: RESULTS.parent / name for name in pictures}
-        copies |= {path: PROJECT / "notebooks" / path.name for path in options.run.glob("*.ipynb")}
-        for source, target in copies.items():
-            shutil.copyfile(source, target)
-    for path, text in readmes.items():
-        path.write_text(with_results(text, README_WORDS[path.name]), encoding="utf-8")
-
-
-def with_results(text: str, words: dict) -> str:
-    """A README's text with the results between its two marks made anew from figures/metrics.json."""
-    metrics = report.read_metrics(RESULTS)
-    minutes = " + ".join(f"{stage['minutes']:.0f}" for stage in metrics["stages"].values())
-    settings, start = metrics["settings"], metrics["start"].split(" ")[0]
-    facts = {"profile": settings["profile"], "seed": settings["seed"], "start": start, "minutes": minutes}
-    about = words["about"].format(**facts, device=metrics["device"], parameters=metrics["parameters"] / 1e6)
-    made = f"{report.results_markdown(metrics, words['header'])}\n\n{about}"
-    return re.sub(r"(<!-- results -->\n).*(\n<!-- end -->)", lambda m: m[1] + made + m[2], text, flags=re.DOTALL)
+        publish.take_over(options.run)
+    publish.remake_readmes()
 
 
 def evaluate_command(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,6 @@
 """The commands as a user types them: what they print, their exit status, and one sentence for every mistake."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -144,17 +143,3 @@ def test_data_check_says_whether_a_root_is_sound(tiny_root, tmp_path, capsys):
     next((root / "mini_voc_seg" / "val").glob("*.jpg")).write_bytes(b"torn")
     assert commands.main(["data", "check", str(root)]) == 1
     assert ".jpg" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", commands.README_WORDS)
-def test_readme_shows_the_committed_results(name):
-    text = (PROJECT / name).read_text(encoding="utf-8")
-    assert commands.with_results(text, commands.README_WORDS[name]) == text, "run `python -m mtl_utils publish`"
-
-
-def test_both_readmes_give_the_same_lines_to_type():
-    blocks = [
-        re.findall(r"```bash\n(.*?)```", (PROJECT / name).read_text(), re.DOTALL) for name in commands.README_WORDS
-    ]
-    english, chinese = ([line.split("  #")[0].strip() for line in "".join(b).splitlines()] for b in blocks)
-    assert english == chinese

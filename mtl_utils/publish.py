@@ -1,0 +1,58 @@
+"""Making a run the one that the repository shows: its metrics.json, notebooks, figures and the READMEs' table."""
+
+import re
+import shutil
+from pathlib import Path
+
+from mtl_utils import report
+from mtl_utils.settings import PROJECT, UserError
+
+README_WORDS = {  # what stands above and below the results table
+    "README.md": {
+        "header": ["after stage 3", "floor", "at its own stage", "final", "drop", "of baseline", "verdict"],
+        "about": "One run on the real mini sets: profile `{profile}`, seed {seed}, start `{start}`, {parameters:.1f} M "
+        "parameters, {minutes} minutes of training for the three stages ({device}).",
+    },
+    "README.zh-TW.md": {
+        "header": ["階段 3 之後", "下限", "該階段結束時", "最終", "下降", "與基準之比", "判定"],
+        "about": "真實資料上的一次執行：設定檔 `{profile}`、種子 {seed}、起始權重 `{start}`、"
+        "{parameters:.1f} M 個參數，三個階段的訓練時間為 {minutes} 分鐘（{device}）。",
+    },
+}
+RESULTS = PROJECT / "figures" / "metrics.json"  # of the committed real run; README's table is made from it
+
+
+def take_over(run: Path) -> None:
+    """Copy the results of a finished run on real photographs into the repository: metrics, notebooks, figures."""
+    metrics = report.read_metrics(run / "metrics.json")
+    report.drops(metrics)  # says which stage is missing
+    if metrics["source"].startswith("synthetic"):
+        raise UserError(f"{run} was made on synthetic sets: publish a run on real photographs.")
+    shown = set(re.findall(r"\(figures/(\w+\.png)\)", "".join(map(read, README_WORDS))))
+    copies = {run / "metrics.json": RESULTS}
+    copies |= {run / "figures" / name: RESULTS.parent / name for name in shown}
+    copies |= {path: PROJECT / "notebooks" / path.name for path in run.glob("*.ipynb")}
+    for source, target in copies.items():
+        shutil.copyfile(source, target)
+
+
+def read(name: str) -> str:
+    """The text of a file of the project."""
+    return (PROJECT / name).read_text(encoding="utf-8")
+
+
+def remake_readmes() -> None:
+    """Make the results in both READMEs anew."""
+    for name in README_WORDS:
+        (PROJECT / name).write_text(with_results(read(name), README_WORDS[name]), encoding="utf-8")
+
+
+def with_results(text: str, words: dict) -> str:
+    """A README's text with the results between its two marks made anew from figures/metrics.json."""
+    metrics = report.read_metrics(RESULTS)
+    minutes = " + ".join(f"{stage['minutes']:.0f}" for stage in metrics["stages"].values())
+    settings, start = metrics["settings"], metrics["start"].split(" ")[0]
+    facts = {"profile": settings["profile"], "seed": settings["seed"], "start": start, "minutes": minutes}
+    about = words["about"].format(**facts, device=metrics["device"], parameters=metrics["parameters"] / 1e6)
+    made = f"{report.results_markdown(metrics, words['header'])}\n\n{about}\n"
+    return re.sub(r"(<!-- results -->\n).*(<!-- end -->)", lambda m: m[1] + made + m[2], text, flags=re.DOTALL)

@@ -1,0 +1,46 @@
+"""What the repository shows comes from the committed metrics.json, and both READMEs say the same."""
+
+import json
+import re
+
+import pytest
+
+from mtl_utils import publish
+from mtl_utils.settings import UserError
+
+
+@pytest.mark.parametrize("name", publish.README_WORDS)
+def test_readme_shows_the_committed_results(name):
+    text = publish.read(name)
+    assert publish.with_results(text, publish.README_WORDS[name]) == text, "run `python -m mtl_utils publish`"
+
+
+def test_a_changed_result_changes_the_readme(tmp_path, monkeypatch):
+    metrics = json.loads(publish.RESULTS.read_text())
+    metrics["stages"]["cls"]["metrics"]["seg"]["mIoU"] = 0.123
+    monkeypatch.setattr(publish, "RESULTS", tmp_path / "metrics.json")
+    publish.RESULTS.write_text(json.dumps(metrics))
+    assert "| 0.123 |" in publish.with_results(publish.read("README.md"), publish.README_WORDS["README.md"])
+
+
+def test_both_readmes_give_the_same_lines_to_type():
+    blocks = [re.findall(r"```bash\n(.*?)```", publish.read(name), re.DOTALL) for name in publish.README_WORDS]
+    english, chinese = ([line.split("  #")[0].strip() for line in "".join(b).splitlines()] for b in blocks)
+    assert english == chinese
+
+
+def test_figures_of_the_readmes_are_there():
+    for name in publish.README_WORDS:
+        for path in re.findall(r"!\[.*?\]\((.*?)\)", publish.read(name)):
+            assert (publish.PROJECT / path).stat().st_size < 400_000
+
+
+def test_a_synthetic_or_unfinished_run_is_not_shown(tmp_path):
+    metrics = json.loads(publish.RESULTS.read_text())
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics | {"source": "synthetic mini sets"}))
+    with pytest.raises(UserError, match="real photographs"):
+        publish.take_over(tmp_path)
+    del metrics["stages"]["cls"]
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(UserError, match="all three stages"):
+        publish.take_over(tmp_path)
