@@ -51,7 +51,7 @@ def test_pictures_are_light(path):
     for cell in code_cells(path):
         for output in cell.outputs:
             picture = output.get("data", {}).get("image/png", "")
-            assert len(picture) * 3 / 4 < 400_000
+            assert len(picture) * 3 / 4 < 600_000
 
 
 def write_notebook(path, source):
