@@ -1,11 +1,12 @@
 """Executing the six notebooks in order and leaving executed copies with an HTML page of each."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 from tqdm.auto import tqdm
 
@@ -28,13 +29,16 @@ def execute(path: Path) -> nbformat.NotebookNode:
     """One notebook, executed from top to bottom in a fresh kernel; the file itself is not changed."""
     notebook = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": path.parent}}
-    quiet = ["--log-level=40"]  # errors only
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources=where, extra_arguments=quiet)
+    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources=where)
     try:
-        return client.execute()
+        return client.execute(stderr=subprocess.DEVNULL)  # what kernels say there is for nobody
     except CellExecutionError as error:
         last = f"{error.ename}: {error.evalue}"
         raise UserError(f"{path.name} stopped at a cell with {last}: mend this, then run again.") from error
+    except DeadKernelError as error:
+        raise UserError(f"{path.name}: its kernel died; was memory short? Run again to continue.") from error
+    except AssertionError as error:  # on Ctrl-C nbclient ends the kernel itself, then stumbles over its absence
+        raise KeyboardInterrupt from error
 
 
 def write_copies(notebook: nbformat.NotebookNode, folder: Path, name: str) -> None:

@@ -2,12 +2,16 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import nbformat
 import pytest
 
 from mtl_utils import notebooks
-from mtl_utils.settings import UserError
+from mtl_utils.settings import PROJECT, UserError
 
 PATHS = sorted(notebooks.FOLDER.glob("*.ipynb"))
 NAMES = [
@@ -75,3 +79,23 @@ def test_a_failing_cell_is_one_sentence(tmp_path):
     write_notebook(tmp_path / "02_y.ipynb", "1 / 0")
     with pytest.raises(UserError, match=r"02_y\.ipynb stopped at a cell with ZeroDivisionError"):
         notebooks.execute(tmp_path / "02_y.ipynb")
+
+
+def test_ctrl_c_ends_in_one_sentence(tmp_path):
+    started = tmp_path / "started"
+    write_notebook(tmp_path / "03_z.ipynb", f"open({str(started)!r}, 'w').close()\nimport time\ntime.sleep(60)")
+    lines = "import sys, pathlib; from mtl_utils import commands, notebooks; "
+    lines += "sys.exit(commands.guarded(lambda: notebooks.execute(pathlib.Path(sys.argv[1]))))"
+    command = [sys.executable, "-c", lines, tmp_path / "03_z.ipynb"]
+    process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+    while not started.exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "run again to continue" in said and "Traceback" not in said
+
+
+def test_a_dead_kernel_is_one_sentence(tmp_path):
+    write_notebook(tmp_path / "04_d.ipynb", "import os\nos._exit(1)")
+    with pytest.raises(UserError, match=r"04_d\.ipynb: its kernel died"):
+        notebooks.execute(tmp_path / "04_d.ipynb")
