@@ -16,6 +16,7 @@ from mtl_utils.stages import Run, load_model, run_stage
 
 def guarded(function: Callable[[], int | None]) -> int:
     """Run a command; what the user can mend ends in one sentence on stderr, not in a traceback."""
+    sys.stdout.reconfigure(errors="replace")  # a console that cannot show a sign gets a question mark instead
     try:
         return function() or 0
     except UserError as error:

@@ -173,6 +173,8 @@ def det_entries(root: Path, split: str, classes: Classes) -> list[tuple]:
             raise UserError(f"{missing[0]}, which {path} lists, is missing: fetch it or take it out.")
         boxes = {key: [] for key in files}
         for a in coco["annotations"]:
+            if a["image_id"] not in boxes or a["category_id"] not in classes.det_ids:
+                raise UserError(f"{path}: annotation {a.get('id')} names no known image or category: see `data check`.")
             x, y, width, height = map(float, a["bbox"])
             row = ((x, y, width, height), classes.det_ids.index(a["category_id"]), bool(a.get("iscrowd", 0)))
             boxes[a["image_id"]].append(row)

@@ -1,6 +1,7 @@
 """The commands as a user types them: what they print, their exit status, and one sentence for every mistake."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -143,3 +144,10 @@ def test_data_check_says_whether_a_root_is_sound(tiny_root, tmp_path, capsys):
     next((root / "mini_voc_seg" / "val").glob("*.jpg")).write_bytes(b"torn")
     assert commands.main(["data", "check", str(root)]) == 1
     assert ".jpg" in capsys.readouterr().out
+
+
+def test_a_console_without_unicode_is_no_obstacle():
+    lines = "import sys; from mtl_utils import commands; sys.exit(commands.guarded(lambda: print('✅ PASS')))"
+    plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", lines], cwd=PROJECT, env=plain, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "? PASS\n"), done.stderr
