@@ -55,7 +55,7 @@ class Settings:
     warmup: float = 0.05  # fraction of a stage's steps in which the learning rate rises to lr
     calm: float = 0.1  # last fraction of a stage's epochs without heavy augmentation; the best model is one of these
     ema: float = 0.99  # decay per step of the averaged weights that are evaluated and saved
-    memory: int = 240  # images a task in the replay buffer: all of a mini set; fewer keep less
+    memory: int = 240  # images a task in the replay buffer: all of a mini set
     draw: int = 6  # replayed images of each earlier task in a training step (the assignment allows 10); 0: no replay
     replay_weight: float = 1.0  # weight of an earlier task's loss beside the new task's
     fold: bool = True  # fold BatchNorm into the convolutions after stage 1; False lets its statistics drift on
