@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from mtl_utils import check, fetch, layout, publish, report, synthetic
+from mtl_utils import check, fetch, folds, layout, pretrained, publish, report, synthetic, throughput
 from mtl_utils.checkpoint import write_json
 from mtl_utils.data import Classes, MiniSet, find_root
 from mtl_utils.evaluation import evaluate
+from mtl_utils.model import WIDTHS
 from mtl_utils.settings import METRIC_NAMES, PROFILES, PROJECT, TASK_NAMES, TASKS, UserError, get_settings
 from mtl_utils.stages import Run, load_model, run_stage
 
@@ -57,9 +58,30 @@ def make_parser() -> argparse.ArgumentParser:
         sub = data.add_parser(name, help=help_)
         sub.add_argument("root", nargs="?", type=Path, help="folder of the mini sets")
         sub.set_defaults(command=command)
-    publish = commands.add_parser("publish", help="remake README's results from figures/metrics.json")
-    publish.add_argument("run", nargs="?", type=Path, help="first take over what this run folder holds")
-    publish.set_defaults(command=publish_command)
+    fold = data.add_parser("fold", help="copy the training sets as train and val, to choose settings without val")
+    fold.add_argument("root", type=Path, help="folder of the mini sets")
+    fold.add_argument("out", type=Path, help="folder to make")
+    fold.add_argument("--fold", type=int, choices=range(folds.FOLDS), default=0)
+    fold.set_defaults(command=lambda o: folds.write_fold(o.root, o.out, o.fold))
+    pretrain = commands.add_parser(
+        "pretrain", help="stage 0: warm the backbone on ImageNet pictures; run again to continue"
+    )
+    pretrain.add_argument("--images", nargs="+", type=Path, required=True, help="class folders, or zip files of them")
+    pretrain.add_argument("--widths", choices=WIDTHS, default="mobilenetv2")
+    pretrain.add_argument("--epochs", type=int, default=3)
+    pretrain.add_argument("--out", type=Path, help="file to write (default: data/weights/stage0_WIDTHS.pt)")
+    pretrain.set_defaults(command=pretrain_command)
+    bench = commands.add_parser("bench", help="images a second in training: the network alone, and with loading")
+    bench.add_argument("--profile", choices=PROFILES, help="default: full with a GPU, quick without")
+    bench.add_argument("--data-root", help="folder of the mini sets (default: MTL_DATA_ROOT, data/, synthetic)")
+    bench.set_defaults(command=bench_command, name=None)
+    log = commands.add_parser("log", help="add runs to figures/runs.csv, the log of what was tried")
+    log.add_argument("run", type=Path, help="folder of a run")
+    log.add_argument("note", help="what was tried")
+    log.set_defaults(command=lambda o: publish.log_run(o.run, o.note))
+    publishing = commands.add_parser("publish", help="remake README's results from figures/metrics.json")
+    publishing.add_argument("run", nargs="?", type=Path, help="first take over what this run folder holds")
+    publishing.set_defaults(command=publish_command)
     return parser
 
 
@@ -119,6 +141,25 @@ def synthetic_command(options: argparse.Namespace) -> None:
     root = options.root or PROJECT / "data" / "synthetic"
     synthetic.write_synthetic(root)
     print(f"synthetic mini sets are in {root}")
+
+
+def pretrain_command(options: argparse.Namespace) -> None:
+    """Run stage 0, or continue it."""
+    from mtl_utils import stage0
+
+    out = options.out or pretrained.FOLDER / f"stage0_{options.widths}.pt"
+    about = stage0.pretrain(options.images, options.widths, options.epochs, out, PROJECT / "runs" / "stage0")
+    print(f"{out}: Top-1 {about['top1']:.3f} of {about['classes']} classes after {about['minutes']:.0f} minutes")
+
+
+def bench_command(options: argparse.Namespace) -> None:
+    """Measure every stage's loop against the bare network."""
+    run = open_run(options)
+    print(run)
+    for task in TASKS:
+        found = throughput.throughput(run, task)
+        speeds = f"{found['network']:.1f} images/s alone, {found['loop']:.1f} in the loop"
+        print(f"{TASK_NAMES[task]:15} {speeds}: {found['ratio']:.0%}")
 
 
 def publish_command(options: argparse.Namespace) -> None:

@@ -23,8 +23,13 @@ def class_weights(pixels: Tensor) -> Tensor:
     return (weights * pixels.sum() / (weights * pixels).sum()).float()
 
 
-def segmentation_loss(outputs: Outputs, masks: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy of (B, 21, H, W) logits with (B, H, W) masks, class-weighted, 255 left out."""
+def segmentation_loss(outputs: Outputs, targets: list[dict[str, Tensor]], weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of (B, 21, h, w) logits with masks (H, W), class-weighted, 255 left out.
+
+    Where the logits are smaller than the masks (training mode: half of each side), every second pixel is compared.
+    """
+    every = targets[0]["mask"].shape[-1] // outputs.segmentation.shape[-1]
+    masks = torch.stack([target["mask"][::every, ::every] for target in targets]).long()
     loss = F.cross_entropy(outputs.segmentation, masks, weights, ignore_index=IGNORE, reduction="sum")
     kept = masks[masks != IGNORE]
     total = kept.numel() if weights is None else weights[kept].sum()

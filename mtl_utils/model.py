@@ -26,7 +26,7 @@ class Outputs(NamedTuple):
     """What one forward gives for a batch."""
 
     detection: Tensor  # (B, 5 + C_det, h, w): raw cx, cy, w, h, confidence logit and class logits of every cell
-    segmentation: Tensor  # (B, 21, H, W): class logits of every input pixel
+    segmentation: Tensor  # (B, 21, H, W): class logits of every input pixel; in training mode half of each side
     classification: Tensor  # (B, C_cls): class logits of the image
 
 
@@ -147,7 +147,9 @@ class FeatureFusion(nn.Module):
 
     def forward(self, low: Tensor, middle: Tensor, deep: Tensor) -> Tensor:
         size = low.shape[-2:]
-        x = self.low(low) + self.deep(self.spread(resize(deep, size)))
+        with torch.autocast(low.device.type, enabled=False):  # in bfloat16, oneDNN's gradient of a dilated depthwise
+            wide = self.spread(resize(deep.float(), size))  # convolution is wrong, at times not even finite
+        x = self.low(low) + self.deep(wide)
         if self.middle is not None:
             x = x + resize(self.middle(middle), size)
         return F.relu(x)
@@ -160,11 +162,17 @@ class Trunk(nn.Module):
         super().__init__()
         blocks, self.low = build_rows(w.stem, w.downsample)
         self.downsample = nn.Sequential(ConvNorm(3, w.stem, 3, 2), *blocks)
+        self.to_stride4 = 1 + sum(count for _, _, count, _ in w.downsample[:-1])  # blocks of downsample up to stride 4
         self.global16, self.middle = build_rows(self.low, w.global16)
         self.global32, self.deep = build_rows(self.middle, w.global32)
         if w.last:
             self.global32.append(ConvNorm(self.deep, w.last, 1))
             self.deep = w.last
+
+    def freeze_early(self) -> None:
+        """Stop the layers up to stride 4 from learning: edges and textures are ImageNet's best part, and the dearest
+        to train, since they work on the largest maps."""
+        self.downsample[: self.to_stride4].requires_grad_(False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         low = self.downsample(x)
@@ -211,10 +219,16 @@ class UnifiedModel(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Outputs:
-        assert images.shape[-1] % 32 == 0 and images.shape[-2] % 32 == 0, "height and width must be multiples of 32"
-        grid = self.head(self.backbone((images - self.mean) / self.std))
+        grid = self.head(self.features(images))
         detection, segmentation, classification = grid.float().split(self.head.split, dim=1)
-        return Outputs(detection, resize(segmentation, images.shape[-2:]), classification.mean((2, 3)))
+        shrink = 2 if self.training else 1  # full size would cost training a quarter of its time and gain nothing
+        size = [side // shrink for side in images.shape[-2:]]
+        return Outputs(detection, resize(segmentation, size), classification.mean((2, 3)))
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the head reads: (B, fuse, h, w) from images as forward takes them."""
+        assert images.shape[-1] % 32 == 0 and images.shape[-2] % 32 == 0, "height and width must be multiples of 32"
+        return self.backbone((images - self.mean) / self.std)
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -229,8 +243,8 @@ def fold_batchnorm(module: nn.Module) -> None:
             block.fold()
 
 
-def load_weights(model: UnifiedModel, state: dict[str, Tensor]) -> None:
-    """Load a state dict into a new model, folding first what was folded when it was saved.
+def load_weights(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a state dict into a new model or a part of it, folding first what was folded when it was saved.
 
     Raises RuntimeError (from load_state_dict) when names or shapes differ.
     """

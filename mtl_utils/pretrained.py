@@ -1,55 +1,94 @@
-"""Public ImageNet weights of MobileNetV2: where they come from and how they get into the trunk."""
+"""Weights that a new model starts from: a backbone that stage 0 has warmed, or public ImageNet weights for the trunk.
+
+MTL_IMAGENET_WEIGHTS decides: a file; "download", torchvision's own, fetched once into data/weights/; "nothing". Without
+it the best of what data/weights/ holds is taken: stage 0's backbone for these widths, else torchvision's MobileNetV2.
+"""
 
 import hashlib
+import json
 import os
+import re
+from pathlib import Path
 
 import torch
 from torchvision.models import MobileNet_V2_Weights
 
-from mtl_utils.model import UnifiedModel, load_imagenet
+from mtl_utils.model import UnifiedModel, load_imagenet, load_weights
 from mtl_utils.settings import PROJECT, UserError, user_path
 
-VARIABLE = "MTL_IMAGENET_WEIGHTS"  # a file, or "download" to let torchvision fetch its IMAGENET1K_V1 weights once
-FOLDER = PROJECT / "data" / "weights"  # torchvision's download is kept here and found again without asking
+VARIABLE = "MTL_IMAGENET_WEIGHTS"
+FOLDER = PROJECT / "data" / "weights"
+NOTHING = "nothing"
 
 
-def read_imagenet() -> tuple[dict[str, torch.Tensor] | None, str]:
-    """The state dict of torchvision's mobilenet_v2 that MTL_IMAGENET_WEIGHTS or data/weights names, and its label.
-
-    The label is the file's name and the start of its SHA-256, or "nothing". The network is only touched when the
-    variable says "download". Raises UserError when the file named cannot be read.
-    """
+def find_start(widths: str) -> Path | None:
+    """The file that a new model of these widths starts from, None for nothing; downloads only when told to."""
     named = os.environ.get(VARIABLE, "")
     if named == "download":
-        return download(), "torchvision IMAGENET1K_V1"
-    files = [user_path(named)] if named else sorted(FOLDER.glob("mobilenet_v2*.pt*"))
-    if not files:
-        return None, "nothing"
-    try:
-        content = files[0].read_bytes()
-        state = torch.load(files[0], map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever is wrong with the file, the remedy is the same
-        raise UserError(f"{files[0]} (from {VARIABLE}) is no weights file: name another or unset it.") from error
-    return state, f"{files[0].name} {hashlib.sha256(content).hexdigest()[:12]}"
+        return download()
+    if named:
+        return None if named == NOTHING else user_path(named)
+    patterns = [f"stage0_{widths}.pt"] + ["mobilenet_v2*.pt*"] * (widths == "mobilenetv2")
+    return next((path for pattern in patterns for path in sorted(FOLDER.glob(pattern))), None)
 
 
-def download() -> dict[str, torch.Tensor]:
-    """Torchvision's own weights, verified by the hash in their name. Raises UserError without a connection."""
+def download() -> Path:
+    """Torchvision's own weights in data/weights/, fetched if need be. Raises UserError without a connection."""
+    weights = MobileNet_V2_Weights.IMAGENET1K_V1
     try:
-        return MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict(model_dir=str(FOLDER), check_hash=True)
+        weights.get_state_dict(model_dir=str(FOLDER), check_hash=True)
     except (OSError, RuntimeError) as error:
         raise UserError(f"The ImageNet weights could not be downloaded ({error}): set {VARIABLE} to a file.") from error
+    return FOLDER / weights.url.rsplit("/", 1)[1]
+
+
+def verified_hash(path: Path) -> str:
+    """SHA-256 of a file. Raises UserError when it cannot be read, or is not what its card or its name says."""
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} (from {VARIABLE}) cannot be read ({error.strerror}): name another file.") from error
+    card, named = path.with_suffix(".json"), re.search(r"-([0-9a-f]{8})\.pth?$", path.name)
+    wanted = json.loads(card.read_text(encoding="utf-8"))["sha256"] if card.exists() else named[1] if named else ""
+    if not found.startswith(wanted):
+        raise UserError(f"{path} is damaged: its SHA-256 does not begin with {wanted[:12]}; fetch it again.")
+    return found
+
+
+def label(widths: str) -> str:
+    """What a new model of these widths starts from: the file's name and the start of its SHA-256, or "nothing"."""
+    path = find_start(widths)
+    if path is None:
+        return NOTHING
+    name = f"{path.name} {verified_hash(path)[:12]}"
+    return name if fits(read(path), widths) else NOTHING
+
+
+def read(path: Path) -> dict:
+    """The contents of a weights file. Raises UserError when it is none."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return content if isinstance(content, dict) else {}
+    except Exception as error:  # whatever is wrong with the file, the remedy is the same
+        raise UserError(f"{path} (from {VARIABLE}) is no weights file: name another or unset it.") from error
+
+
+def fits(content: dict, widths: str) -> bool:
+    """Whether weights can go into a model of these widths; torchvision's are always MobileNetV2's."""
+    return content.get("widths", "mobilenetv2") == widths
 
 
 def start(model: UnifiedModel) -> str:
-    """Load ImageNet weights into a new model where they fit and are to be had; returns their label or "nothing"."""
-    if model.widths != "mobilenetv2":
-        return "nothing"
-    state, label = read_imagenet()
-    if state is not None:
+    """Load the weights to start from into a new model where there are any that fit; returns `label`."""
+    path, name = find_start(model.widths), label(model.widths)
+    if name != NOTHING:
+        content = read(path)
         try:
-            load_imagenet(model.backbone.trunk, state)
-            model.pretrained = True
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{label}: not MobileNetV2's ImageNet weights; name others in {VARIABLE}.") from error
-    return label
+            if "backbone" in content:
+                load_weights(model.backbone, {key: value.float() for key, value in content["backbone"].items()})
+            else:
+                load_imagenet(model.backbone.trunk, content)
+        except (ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{name}: no weights for widths {model.widths}; name others in {VARIABLE}.") from error
+        model.pretrained = True
+    return name

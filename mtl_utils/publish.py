@@ -1,11 +1,13 @@
-"""Making a run the one that the repository shows: its metrics.json, notebooks, figures and the READMEs' table."""
+"""What the repository shows of runs: of one everything (metrics, weights, notebooks, figures), of others a log line."""
 
+import csv
+import json
 import re
 import shutil
 from pathlib import Path
 
 from mtl_utils import report
-from mtl_utils.settings import PROJECT, UserError
+from mtl_utils.settings import METRIC_NAMES, PROFILES, PROJECT, TASKS, UserError
 
 README_WORDS = {  # what stands above and below the results table
     "README.md": {
@@ -20,6 +22,9 @@ README_WORDS = {  # what stands above and below the results table
     },
 }
 RESULTS = PROJECT / "figures" / "metrics.json"  # of the committed real run; README's table is made from it
+WEIGHTS = PROJECT / "data" / "weights" / "three_tasks.pt"  # its model after stage 3
+RUN_LOG = PROJECT / "figures" / "runs.csv"  # one line a run: how the recipe was found
+SCORES = [(stage, task) for i, stage in enumerate(TASKS) for task in TASKS[: i + 1]]
 
 
 def take_over(run: Path) -> None:
@@ -30,10 +35,42 @@ def take_over(run: Path) -> None:
         raise UserError(f"{run} was made on synthetic sets: publish a run on real photographs.")
     shown = set(re.findall(r"\(figures/(\w+\.png)\)", "".join(map(read, README_WORDS))))
     copies = {run / "metrics.json": RESULTS}
+    copies[run / "stage3_classification.pt"] = WEIGHTS
     copies |= {run / "figures" / name: RESULTS.parent / name for name in shown}
     copies |= {path: PROJECT / "notebooks" / path.name for path in run.glob("*.ipynb")}
     for source, target in copies.items():
         shutil.copyfile(source, target)
+
+
+def log_run(run: Path, note: str) -> None:
+    """Add a line about a run, finished or not, to the log: what was tried, settings, seed, metrics, minutes."""
+    metrics = report.read_metrics(run / "metrics.json")
+    stages = metrics["stages"]
+    row = {"run": run.name, "note": note, "data": metrics["source"], "start": metrics["start"].split(" ")[0]}
+    row |= {"seed": metrics["settings"]["seed"], "settings": changes(metrics["settings"])}
+    for stage, task in SCORES:
+        value = stages.get(stage, {}).get("metrics", {}).get(task, {}).get(METRIC_NAMES[task])
+        row[f"{METRIC_NAMES[task]} after {stage}"] = "" if value is None else f"{value:.4f}"
+    row |= {f"minutes {task}": f"{stages[task]['minutes']:.1f}" if task in stages else "" for task in TASKS}
+    rows = [r for r in read_log() if r["run"] != run.name] + [row]
+    with open(RUN_LOG, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_log() -> list[dict]:
+    """The lines of the log."""
+    if not RUN_LOG.exists():
+        return []
+    with open(RUN_LOG, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def changes(settings: dict) -> str:
+    """The settings that differ from their profile's, as JSON."""
+    usual = PROFILES[settings["profile"]].as_dict()
+    return json.dumps({k: v for k, v in settings.items() if k != "seed" and v != usual.get(k)})
 
 
 def read(name: str) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from mtl_utils.data import MiniSet, Sample, classes_of
+from mtl_utils.objects import mask_objects
 from mtl_utils.settings import MAX_DRAW
 
 TV_TYPES = {"image": tv_tensors.Image, "mask": tv_tensors.Mask}
@@ -25,7 +26,7 @@ class ReplayBuffer:
         """Keep a class-balanced choice of a task's training set."""
         if self.capacity > 0:
             chosen = balanced_choice(dataset, self.capacity, generator)
-            self.samples[dataset.task] = [dataset[i] for i in chosen]
+            self.samples[dataset.task] = [with_objects(*dataset[i], dataset.classes.det) for i in chosen]
 
     def draw(self, task: str, count: int, generator: torch.Generator) -> list[Sample]:
         """`count` random samples of a task for one training step, without repetition where enough are stored."""
@@ -65,6 +66,11 @@ def balanced_choice(dataset: MiniSet, count: int, generator: torch.Generator) ->
         for c in classes[pick]:
             seen[c] += 1
     return chosen
+
+
+def with_objects(image: tv_tensors.Image, target: dict[str, Tensor], det_classes: tuple[str, ...]) -> Sample:
+    """A sample whose mask, if it has one, also gives boxes for detection."""
+    return image, target | mask_objects(target["mask"], det_classes) if "mask" in target else target
 
 
 def pack(image: tv_tensors.Image, target: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -44,12 +44,13 @@ class Settings:
     profile: str = "full"  # the name under which these values are listed in PROFILES
     seed: int = 0  # of the weights that start at random, the order of the images, augmentation and replay
     widths: str = "mobilenetv2"  # channel widths of Fast-SCNN: "mobilenetv2" (ImageNet weights load) or "paper"
-    size: dict = field(default_factory=lambda: dict(seg=256, det=320, cls=192))  # input pixels, train and val alike
-    epochs: dict = field(default_factory=lambda: dict(seg=45, det=36, cls=15))  # passes over the task's own images
+    size: dict = field(default_factory=lambda: dict(seg=320, det=384, cls=192))  # input pixels, train and val alike
+    epochs: dict = field(default_factory=lambda: dict(seg=45, det=36, cls=20))  # passes over the task's own images
     batch: dict = field(default_factory=lambda: dict(seg=8, det=8, cls=16))  # new images in a training step
     lr: dict = field(default_factory=lambda: dict(seg=1e-3, det=1e-3, cls=5e-4))  # AdamW's, of the parts that start at
     # random; classification starts near its goal, and a high rate there costs the replayed tasks
     trunk_lr: float = 0.1  # the ImageNet-trained layers learn at this fraction of lr, so that they keep what they know
+    freeze: bool = True  # ImageNet-trained layers up to stride 4 do not learn: faster, and nothing there is forgotten
     scratch_lr: float = 3.0  # without ImageNet weights everything learns at this multiple of lr: it has far to go
     weight_decay: float = 0.01  # AdamW's decoupled decay
     warmup: float = 0.05  # fraction of a stage's steps in which the learning rate rises to lr
@@ -58,6 +59,7 @@ class Settings:
     memory: int = 240  # images a task in the replay buffer: all of a mini set
     draw: int = 6  # replayed images of each earlier task in a training step (the assignment allows 10); 0: no replay
     replay_weight: float = 1.0  # weight of an earlier task's loss beside the new task's
+    mask_boxes: bool = True  # a replayed segmentation image also teaches detection, by boxes around its masks' objects
     fold: bool = True  # fold BatchNorm into the convolutions after stage 1; False lets its statistics drift on
     clip: float = 5.0  # largest norm of the gradient, against the rare bad batch
     eval_every: int = 10  # epochs between two evaluations on val while training; the last epoch always is one

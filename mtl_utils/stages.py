@@ -52,7 +52,7 @@ class Run:
     @cached_property
     def key(self) -> dict:
         """What a finished stage must agree in to be taken over: settings, data and starting weights."""
-        start = pretrained.read_imagenet()[1] if self.settings.widths == "mobilenetv2" else "nothing"
+        start = pretrained.label(self.settings.widths)
         return {"settings": self.settings.as_dict(), "data": fingerprint(self.root.path), "start": start}
 
     def result(self, task: str) -> dict | None:
@@ -88,7 +88,7 @@ def load_model(path: Path) -> tuple[UnifiedModel, dict]:
     try:
         model = build(Settings(**content["settings"]), Classes.from_dict(content["classes"]))
         load_weights(model, content["model"])
-        model.pretrained = content["start"] != "nothing"
+        model.pretrained = content["start"] != pretrained.NOTHING
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path} holds no model that this version can build: take one that it has trained.") from error
     return model.eval().to(memory_format=torch.channels_last), content
@@ -160,7 +160,9 @@ def conclude(run: Run, trainer: Trainer) -> dict:
     trainer.buffer.fill(trainer.dataset, torch.Generator().manual_seed(run.settings.seed))
     model = build(run.settings, run.classes)
     load_weights(model, trainer.best["model"])
-    model = finish_stage(model, run.settings).to(run.device, memory_format=torch.channels_last)
+    weights = halved(finish_stage(model, run.settings).state_dict())
+    load_weights(model, weights)  # what is evaluated is what is saved
+    model = model.to(run.device, memory_format=torch.channels_last)
     metrics = evaluate_tasks(run, model, task)
     result = {
         "key": run.key,
@@ -172,10 +174,15 @@ def conclude(run: Run, trainer: Trainer) -> dict:
     common = {"classes": run.classes.as_dict(), "settings": run.settings.as_dict(), "start": run.key["start"]}
     scores = {t: m[METRIC_NAMES[t]] for t, m in metrics.items()}
     checkpoint.save(run.path(task, ".state.pt"), trainer.state_dict())
-    checkpoint.save(run.path(task), common | {"model": model.state_dict(), "stage": task, "val": scores})
+    checkpoint.save(run.path(task), common | {"model": weights, "stage": task, "val": scores})
     checkpoint.write_json(run.path(task, ".json"), result)
     write_metrics(run)
     return result
+
+
+def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights on the CPU in half precision: half the size, and the metrics change by no more than rounding."""
+    return {k: v.cpu().half() if v.is_floating_point() else v.cpu() for k, v in state.items()}
 
 
 def write_metrics(run: Run) -> None:

@@ -40,7 +40,7 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(seed)  # order of images, replay
         self.steps = max(1, len(dataset) // settings.batch[self.task])
         groups = parameter_groups(model, settings, self.task)
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
         total = self.steps * settings.epochs[self.task]
         shape = partial(warmup_cosine, total=total, warmup=settings.warmup)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, shape)
@@ -83,17 +83,21 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         values = {}
         for task, (images, targets) in batches.items():
-            with torch.autocast(self.device, torch.float16, enabled=self.device == "cuda"):
+            with mixed_precision(self.device):
                 outputs = self.model(images.to(self.device))
             weight = 1.0 if task == self.task else self.settings.replay_weight
-            loss = weight * self.losses[task](outputs, to_device(targets, self.device))
-            values[task] = loss.item()
+            targets = to_device(targets, self.device)
+            loss = self.losses[task](outputs, targets)
+            values[task] = weight * loss.item()
+            if task == "seg" and self.settings.mask_boxes and self.task != "seg":
+                loss = loss + self.losses["det"](outputs, targets)  # the same forward teaches both
             if not math.isfinite(values[task]):
                 raise UserError(f"The {task} loss became {values[task]} in {self.title()}: lower Settings.lr.")
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(weight * loss).backward()
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        self.scaler.step(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        if norm.isfinite():  # a rare gradient in half precision is not: it would spoil every weight
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
         self.ema.update_parameters(self.model)
@@ -149,7 +153,9 @@ def train(trainer: Trainer, after_epoch: Callable[[Trainer], None]) -> None:
 
 def parameter_groups(model: UnifiedModel, settings: Settings, task: str) -> list[dict]:
     """Trunk and all the rest; a trunk with ImageNet weights learns more slowly, a model from nothing faster."""
-    trunk = list(model.backbone.trunk.parameters())
+    if model.pretrained and settings.freeze:
+        model.backbone.trunk.freeze_early()
+    trunk = [p for p in model.backbone.trunk.parameters() if p.requires_grad]
     rest = [*model.backbone.pooling.parameters(), *model.backbone.fusion.parameters(), *model.head.parameters()]
     lr = settings.lr[task] * (1.0 if model.pretrained else settings.scratch_lr)
     factor = settings.trunk_lr if model.pretrained else 1.0
@@ -184,6 +190,13 @@ def pixel_counts(masks: list[Tensor]) -> Tensor:
     for mask in masks:
         counts += torch.bincount(mask.as_subclass(Tensor).flatten().long(), minlength=IGNORE + 1)
     return counts[: len(VOC_CLASSES)]
+
+
+def mixed_precision(device: str) -> torch.autocast:
+    """Half precision where the machine has instructions for it: float16 on a GPU, bfloat16 on a CPU."""
+    if device == "cuda":
+        return torch.autocast(device, torch.float16)
+    return torch.autocast(device, torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
 
 
 def to_device(targets: list | Tensor, device: str) -> list | Tensor:

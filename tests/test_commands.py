@@ -30,7 +30,7 @@ TINY = replace(
 def trained(tiny_root, tmp_path_factory):
     """The folder of a run with all stages done."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(pretrained.VARIABLE, raising=False)
+        patch.setenv(pretrained.VARIABLE, pretrained.NOTHING)
         run = Run(TINY, tmp_path_factory.mktemp("runs") / "tiny", Root(tiny_root, "--data-root"))
         for task in TASKS:
             run_stage(run, task)
@@ -113,7 +113,7 @@ def test_weights_for_other_classes(trained, tiny_root, tmp_path, capsys):
 def tiny_profile(monkeypatch, tmp_path):
     monkeypatch.setitem(PROFILES, "smoke", TINY)
     monkeypatch.setattr(commands, "PROJECT", tmp_path)
-    monkeypatch.delenv(pretrained.VARIABLE, raising=False)
+    monkeypatch.setenv(pretrained.VARIABLE, pretrained.NOTHING)
 
 
 def test_train_then_resume(tiny_profile, tiny_root, capsys, monkeypatch):

@@ -249,7 +249,8 @@ def test_read_masks_undoes_the_letterbox(height, width):
     own = torch.zeros(height, width, dtype=torch.uint8)
     own[: height // 2, 4:], own[20:, :10] = 5, 11
     sample = (photo(height, width), {"mask": tv_tensors.Mask(own)})
-    _, masks = collate([sample], plain("seg", 96), "seg")
+    _, targets = collate([sample], plain("seg", 96), "seg")
+    masks = targets[0]["mask"].long()[None]
     masks[masks == IGNORE] = 20  # if any padding came back, it would show as this class
     logits = nn.functional.one_hot(masks, 21).permute(0, 3, 1, 2).float()
     found = read_masks(outputs(segmentation=logits), [sample[0]], 96)[0]
@@ -317,7 +318,8 @@ class Oracle(Trivial):
 
     def __init__(self, dataset: MiniSet, size: int):
         super().__init__(10, 10, 0)
-        _, masks = collate(dataset.samples, plain("seg", size), "seg")
+        _, targets = collate(dataset.samples, plain("seg", size), "seg")
+        masks = torch.stack([target["mask"] for target in targets]).long()
         self.masks = iter(torch.where(masks == IGNORE, 0, masks))
 
     def forward(self, images):

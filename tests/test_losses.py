@@ -26,6 +26,10 @@ def log_softmax(row: list[float]) -> list[float]:
 # ---------------------------------------------------------------- segmentation
 
 
+def as_targets(masks: torch.Tensor) -> list[dict]:
+    return [{"mask": mask.byte()} for mask in masks]
+
+
 def random_segmentation() -> tuple[torch.Tensor, torch.Tensor]:
     masks = torch.randint(0, 21, (2, 5, 4))
     masks[0, :2] = IGNORE
@@ -45,20 +49,26 @@ def test_segmentation_loss_agrees_with_plain_python(weighted):
                     weight = float(weights[label]) if weighted else 1.0
                     loss -= weight * log_softmax(logits[b, :, y, x].tolist())[label]
                     total += weight
-    found = segmentation_loss(outputs(segmentation=logits), masks, weights)
+    found = segmentation_loss(outputs(segmentation=logits), as_targets(masks), weights)
     assert found.item() == pytest.approx(loss / total, rel=1e-5)
 
 
 def test_ignored_pixels_do_not_count():
     logits, masks = random_segmentation()
-    before = segmentation_loss(outputs(segmentation=logits), masks)
+    before = segmentation_loss(outputs(segmentation=logits), as_targets(masks))
     logits[0, :, :2] += torch.randn(21, 2, 4)
-    assert torch.equal(before, segmentation_loss(outputs(segmentation=logits), masks))
+    assert torch.equal(before, segmentation_loss(outputs(segmentation=logits), as_targets(masks)))
+
+
+def test_logits_of_half_the_size_are_compared_with_every_second_pixel():
+    logits, masks = torch.randn(2, 21, 3, 2), torch.randint(0, 21, (2, 6, 4))
+    half = segmentation_loss(outputs(segmentation=logits), as_targets(masks))
+    assert torch.equal(half, segmentation_loss(outputs(segmentation=logits), as_targets(masks[:, ::2, ::2])))
 
 
 def test_a_batch_that_is_all_border_gives_zero_and_a_finite_gradient():
     logits = torch.randn(1, 21, 4, 4, requires_grad=True)
-    loss = segmentation_loss(outputs(segmentation=logits), torch.full((1, 4, 4), IGNORE), torch.rand(21))
+    loss = segmentation_loss(outputs(segmentation=logits), as_targets(torch.full((1, 4, 4), IGNORE)), torch.rand(21))
     loss.backward()
     assert loss.item() == 0
     assert logits.grad.abs().max() == 0

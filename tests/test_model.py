@@ -107,6 +107,21 @@ def test_images_are_normalised_inside_the_model(model):
     assert (seen[1] - 1).abs().max() < 1e-5, "one standard deviation above becomes 1"
 
 
+def test_gradients_in_bfloat16_are_those_of_float32():
+    """oneDNN gives wrong gradients for a dilated depthwise convolution in bfloat16: no layer may run into that."""
+    model = UnifiedModel("mobilenetv2", DET, CLS)
+    fold_batchnorm(model)
+    images, gradients = torch.rand(8, 3, 256, 256).contiguous(memory_format=torch.channels_last), []
+    for half in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            grid = model.head(model.features(images))
+        grid.float().square().mean().backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for name, exact in gradients[0].items():
+        assert (gradients[1][name] - exact).norm() < 0.2 * exact.norm() + 1e-6, name
+
+
 def test_confidence_starts_at_the_prior():
     for widths in WIDTHS:
         confidence = UnifiedModel(widths, DET, CLS).eval()(torch.rand(2, 3, 96, 96)).detection[:, 4].sigmoid()

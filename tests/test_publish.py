@@ -35,6 +35,24 @@ def test_figures_of_the_readmes_are_there():
             assert (publish.PROJECT / path).stat().st_size < 400_000
 
 
+def test_the_log_has_one_line_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "RUN_LOG", tmp_path / "runs.csv")
+    metrics = json.loads(publish.RESULTS.read_text())
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps(metrics))
+        publish.log_run(tmp_path / name, "a note")
+    del metrics["stages"]["cls"]
+    metrics["settings"] |= {"seed": 7, "draw": 3}
+    (tmp_path / "first" / "metrics.json").write_text(json.dumps(metrics))
+    publish.log_run(tmp_path / "first", "unfinished, again")
+    second, first = publish.read_log()
+    assert (first["run"], first["note"], first["seed"]) == ("first", "unfinished, again", "7")
+    assert json.loads(first["settings"])["draw"] == 3
+    assert first["Top-1 after cls"] == first["minutes cls"] == "" and float(first["mIoU after det"]) > 0
+    assert float(second["Top-1 after cls"]) > 0 and second["note"] == "a note"
+
+
 def test_a_synthetic_or_unfinished_run_is_not_shown(tmp_path):
     metrics = json.loads(publish.RESULTS.read_text())
     (tmp_path / "metrics.json").write_text(json.dumps(metrics | {"source": "synthetic mini sets"}))

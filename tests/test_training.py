@@ -27,7 +27,7 @@ SETTINGS = replace(
 
 @pytest.fixture(autouse=True)
 def without_imagenet_weights(monkeypatch):
-    monkeypatch.delenv(pretrained.VARIABLE, raising=False)
+    monkeypatch.setenv(pretrained.VARIABLE, pretrained.NOTHING)
 
 
 def make_run(tiny_root, folder, **changes):
@@ -168,6 +168,34 @@ def test_training_stops_at_the_first_loss_that_is_not_finite(tiny_root, tmp_path
         run_stage(run, "seg")
 
 
+def test_a_gradient_that_is_not_finite_spoils_no_weight(straight):
+    trainer = training.Trainer(
+        load_model(straight.path("seg"))[0], straight.data("seg", "train"), ReplayBuffer(0), SETTINGS, "cpu"
+    )
+    batch = {"seg": next(iter(trainer.loader()))}
+    hook = trainer.model.head[2].weight.register_hook(lambda grad: grad * math.nan)
+    before = {k: v.clone() for k, v in trainer.model.named_parameters()}
+    trainer.step(batch)
+    assert all(torch.equal(v, before[k]) for k, v in trainer.model.named_parameters())
+    hook.remove()
+    trainer.step(batch)
+    assert not any(torch.equal(v, before[k]) for k, v in trainer.model.named_parameters())
+
+
+@pytest.mark.parametrize("mask_boxes", [True, False])
+def test_replayed_segmentation_images_teach_detection_too(mask_boxes, straight):
+    """Only a loss on their boxes gives the confidence channel a gradient when nothing but them is trained on."""
+    buffer = ReplayBuffer(4)
+    buffer.fill(straight.data("seg", "train"), torch.Generator().manual_seed(0))
+    assert all({"mask", "boxes", "labels", "crowd"} == set(target) for _, target in buffer.samples["seg"])
+    settings = replace(SETTINGS, mask_boxes=mask_boxes, weight_decay=0.0)
+    model = load_model(straight.path("seg"))[0]
+    trainer = training.Trainer(model, straight.data("det", "train"), buffer, settings, "cpu")
+    before = trainer.model.head[2].weight[:5].clone()
+    trainer.step(trainer.replay())
+    assert torch.equal(trainer.model.head[2].weight[:5], before) != mask_boxes
+
+
 def test_training_learns(straight):
     history = straight.result("seg")["history"]
     assert history[-1]["loss"]["seg"] < history[0]["loss"]["seg"]
@@ -195,8 +223,21 @@ def test_only_a_trunk_with_imagenet_weights_learns_more_slowly(straight):
     model.pretrained = True
     slow, fast = training.parameter_groups(model, SETTINGS, "cls")
     assert slow["lr"] == pytest.approx(5e-5) and fast["lr"] == 5e-4
-    count = sum(p.numel() for g in (slow, fast) for p in g["params"])
-    assert count == sum(p.numel() for p in model.parameters())
+    chosen = {p for g in (slow, fast) for p in g["params"]}
+    early = set(model.backbone.trunk.downsample[: model.backbone.trunk.to_stride4].parameters())
+    assert early and chosen == set(model.parameters()) - early
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_the_layers_up_to_stride_4_keep_imagenet_weights(freeze, straight):
+    model = load_model(straight.path("seg"))[0]
+    model.pretrained = True
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    settings = replace(SETTINGS, freeze=freeze)
+    training.Trainer(model, straight.data("det", "train"), ReplayBuffer(0), settings, "cpu").epoch()
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    early = {k for k in before if k.startswith(("backbone.trunk.downsample.0.", "backbone.trunk.downsample.1."))}
+    assert changed == set(before) - (early if freeze else set())
 
 
 def test_heavy_augmentation_ends_before_the_last_epochs(straight):
@@ -208,9 +249,9 @@ def test_heavy_augmentation_ends_before_the_last_epochs(straight):
         "cpu",
     )
     trainer.history = [{}] * 8
-    assert "Jitter" in str(trainer.transform("seg"))
+    assert "RandomWindow" in str(trainer.transform("seg"))
     trainer.history = [{}] * 9
-    assert "Jitter" not in str(trainer.transform("seg"))
+    assert "RandomWindow" not in str(trainer.transform("seg"))
 
 
 def test_damaged_history_is_named(tiny_root, tmp_path):

@@ -6,7 +6,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from mtl_utils.settings import IGNORE
-from mtl_utils.transforms import GREY, MIN_BOX, Letterbox, calm, collate, heavy, plain
+from mtl_utils.transforms import GREY, MIN_BOX, Letterbox, axis_window, calm, collate, heavy, plain
 
 BOX = (20, 12, 56, 40)  # of the green rectangle in the pictures below: left, top, right, bottom
 SEEDS = range(40)
@@ -198,15 +198,36 @@ def test_an_image_may_lose_all_its_boxes():
     assert target["boxes"].shape == (0, 4) and len(target["labels"]) == len(target["crowd"]) == 0
 
 
+def test_masks_and_the_boxes_of_their_objects_move_together():
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        target = {"mask": mask_of(picture())} | objects([BOX], [3], size=(64, 96))
+        _, moved = heavy("seg", 96)(picture(), target)
+        shown = moved["mask"].as_subclass(Tensor) == 5
+        for box in moved["boxes"].tolist():
+            assert box == pytest.approx(extent(shown), abs=2), f"seed {seed}"
+        assert len(moved["boxes"]) == len(moved["labels"]) == len(moved["crowd"])
+
+
+@pytest.mark.parametrize(("side", "size", "scale"), [(100, 64, 0.5), (100, 64, 1.0), (100, 64, 2.0), (7, 64, 20.0)])
+def test_a_window_keeps_the_scale_and_stays_inside(side, size, scale):
+    for _ in range(50):
+        first, span, before, new = axis_window(side, size, scale)
+        assert first >= 0 and first + span <= side and before >= 0 and before + new <= size
+        assert new == pytest.approx(span * scale, abs=max(1, scale))
+        assert new == size or span == side, "the window is full, or all of the image is in it"
+
+
 # ---------------------------------------------------------------- batches
 
 
 def test_collate_of_segmentation():
     samples = [(photo(40, 60), {"mask": tv_tensors.Mask(torch.full((40, 60), 7).byte())}) for _ in range(3)]
-    images, masks = collate(samples, plain("seg", 64), "seg")
+    images, targets = collate(samples, plain("seg", 64), "seg")
+    masks = torch.stack([target["mask"] for target in targets])
     assert images.shape == (3, 3, 64, 64) and images.dtype == torch.float32
     assert images.min() >= 0 and images.max() <= 1 and images.max() > 0.9
-    assert masks.shape == (3, 64, 64) and masks.dtype == torch.int64
+    assert masks.shape == (3, 64, 64) and masks.dtype == torch.uint8
     assert set(masks.unique().tolist()) == {7, IGNORE}
     assert type(images) is type(masks) is Tensor
 

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+
+from mtl_utils.objects import BORDER, mask_objects, pieces
+from mtl_utils.settings import IGNORE, VOC_CLASSES
+
+DET = ("person", "motorcycle", "tv", "truck")
+
+
+def mask(*rectangles: tuple[str, tuple[int, int, int, int]]) -> torch.Tensor:
+    """A mask (60, 80) with rectangles left, top, right, bottom of the classes named."""
+    drawn = torch.zeros(60, 80, dtype=torch.uint8)
+    for name, (left, top, right, bottom) in rectangles:
+        drawn[top:bottom, left:right] = IGNORE if name == "border" else VOC_CLASSES.index(name)
+    return drawn
+
+
+def rows(found: dict) -> set[tuple]:
+    """(class name, box) of what is no crowd."""
+    good = ~found["crowd"]
+    boxes, labels = found["boxes"][good].tolist(), found["labels"][good].tolist()
+    return {(DET[label], *map(int, box)) for label, box in zip(labels, boxes, strict=True)}
+
+
+def test_each_object_of_a_shared_class_gets_a_box_that_reaches_into_its_border():
+    found = mask_objects(
+        mask(("person", (10, 10, 20, 30)), ("motorbike", (40, 20, 70, 40)), ("cow", (0, 0, 5, 5))), DET
+    )
+    assert rows(found) == {("person", 8, 8, 22, 32), ("motorcycle", 38, 18, 72, 42)}
+    assert BORDER == 2
+
+
+def test_boxes_end_at_the_image():
+    assert rows(mask_objects(mask(("tvmonitor", (0, 0, 80, 60))), DET)) == {("tv", 0, 0, 80, 60)}
+
+
+def test_objects_that_only_their_border_parts_are_two():
+    drawn = mask(("person", (10, 10, 50, 40)), ("border", (28, 10, 32, 40)))
+    assert rows(mask_objects(drawn, DET)) == {("person", 8, 8, 30, 42), ("person", 30, 8, 52, 42)}
+
+
+def test_fragments_are_crowd():
+    found = mask_objects(mask(("person", (10, 10, 30, 30)), ("person", (40, 10, 44, 14))), DET)
+    assert sorted(found["crowd"].tolist()) == [False, True]
+    assert rows(found) == {("person", 8, 8, 32, 32)}
+
+
+@pytest.mark.parametrize("value", [0, IGNORE, VOC_CLASSES.index("sofa")])
+def test_a_mask_without_shared_classes_gives_no_boxes(value):
+    found = mask_objects(torch.full((60, 80), value, dtype=torch.uint8), DET)
+    assert found["boxes"].shape == (0, 4) and len(found["labels"]) == len(found["crowd"]) == 0
+
+
+def test_pieces_agree_with_a_flood_fill():
+    shown = np.random.default_rng(0).random((12, 15)) < 0.45
+    left, boxes = {(int(y), int(x)) for y, x in zip(*shown.nonzero(), strict=True)}, set()
+    while left:
+        grown, edge = set(), [left.pop()]
+        while edge:
+            y, x = edge.pop()
+            grown.add((y, x))
+            near = {(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)} & left
+            left -= near
+            edge += near
+        ys, xs = zip(*grown, strict=True)
+        boxes.add((min(xs) - BORDER, min(ys) - BORDER, max(xs) + 1 + BORDER, max(ys) + 1 + BORDER))
+    assert {tuple(box) for box, _ in pieces(shown)} == boxes
