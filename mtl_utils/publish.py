@@ -1,13 +1,15 @@
 """What the repository shows of runs: of one everything (metrics, weights, notebooks, figures), of others a log line."""
 
 import csv
+import hashlib
 import json
 import re
 import shutil
 from pathlib import Path
 
 from mtl_utils import report
-from mtl_utils.settings import METRIC_NAMES, PROFILES, PROJECT, TASKS, UserError
+from mtl_utils.checkpoint import write_json
+from mtl_utils.settings import METRIC_NAMES, PROFILES, PROJECT, RESULTS, TASKS, WEIGHTS, UserError
 
 README_WORDS = {  # what stands above and below the results table
     "README.md": {
@@ -21,14 +23,12 @@ README_WORDS = {  # what stands above and below the results table
         "{parameters:.1f} M 個參數，三個階段的訓練時間為 {minutes} 分鐘（{device}）。",
     },
 }
-RESULTS = PROJECT / "figures" / "metrics.json"  # of the committed real run; README's table is made from it
-WEIGHTS = PROJECT / "data" / "weights" / "three_tasks.pt"  # its model after stage 3
 RUN_LOG = PROJECT / "figures" / "runs.csv"  # one line a run: how the recipe was found
 SCORES = [(stage, task) for i, stage in enumerate(TASKS) for task in TASKS[: i + 1]]
 
 
 def take_over(run: Path) -> None:
-    """Copy the results of a finished run on real photographs into the repository: metrics, notebooks, figures."""
+    """Copy a finished run on real photographs into the repository: metrics, final weights, notebooks, figures."""
     metrics = report.read_metrics(run / "metrics.json")
     report.drops(metrics)  # says which stage is missing
     if metrics["source"].startswith("synthetic"):
@@ -40,6 +40,17 @@ def take_over(run: Path) -> None:
     copies |= {path: PROJECT / "notebooks" / path.name for path in run.glob("*.ipynb")}
     for source, target in copies.items():
         shutil.copyfile(source, target)
+    write_card(metrics)
+
+
+def write_card(metrics: dict) -> None:
+    """Say beside the committed weights what they are."""
+    scores = {METRIC_NAMES[task]: metrics["stages"]["cls"]["metrics"][task][METRIC_NAMES[task]] for task in TASKS}
+    minutes = {task: metrics["stages"][task]["minutes"] for task in TASKS}
+    digest = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+    about = {key: metrics[key] for key in ("start", "source", "device", "written", "settings")}
+    card = {"file": WEIGHTS.name, "sha256": digest, "val": scores, "minutes": minutes, **about}
+    write_json(WEIGHTS.with_suffix(".json"), card)
 
 
 def log_run(run: Path, note: str) -> None:

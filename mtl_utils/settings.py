@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]  # the folder that holds README.md, notebooks/ and data/
+RESULTS = PROJECT / "figures" / "metrics.json"  # of the committed run on real photographs
+WEIGHTS = PROJECT / "data" / "weights" / "three_tasks.pt"  # its model after stage 3
 
 TASKS = ("seg", "det", "cls")  # the order of the three stages, fixed by the assignment
 TASK_NAMES = {"seg": "segmentation", "det": "detection", "cls": "classification"}

@@ -16,12 +16,22 @@ from pathlib import Path
 
 import torch
 
-from mtl_utils import checkpoint, pretrained
+from mtl_utils import checkpoint, pretrained, report
 from mtl_utils.data import Classes, MiniSet, Root, find_classes, find_root, fingerprint
 from mtl_utils.evaluation import evaluate
 from mtl_utils.model import UnifiedModel, count_parameters, load_weights
 from mtl_utils.replay import ReplayBuffer
-from mtl_utils.settings import METRIC_NAMES, PROJECT, TASK_NAMES, TASKS, Settings, UserError, get_settings
+from mtl_utils.settings import (
+    METRIC_NAMES,
+    PROJECT,
+    RESULTS,
+    TASK_NAMES,
+    TASKS,
+    WEIGHTS,
+    Settings,
+    UserError,
+    get_settings,
+)
 from mtl_utils.training import Trainer, finish_stage, train
 
 
@@ -77,6 +87,11 @@ class Run:
         """Whether a stage is done, so that it is loaded instead of trained."""
         return all(self.path(task, e).exists() for e in (".pt", ".state.pt")) and "metrics" in (self.result(task) or {})
 
+    @property
+    def begun(self) -> bool:
+        """Whether any stage has finished an epoch."""
+        return any(self.path(task, ".json").exists() for task in TASKS)
+
     def model(self, task: str) -> UnifiedModel:
         """The best model of a finished stage."""
         return load_model(self.path(task))[0].to(self.device)
@@ -115,6 +130,19 @@ def run_stage(run: Run, task: str, after_epoch: Callable[[Trainer], None] | None
     trainer = make_trainer(run, task)
     train(trainer, lambda t: (record(run, t), after_epoch and after_epoch(t)))
     return conclude(run, trainer)
+
+
+def open_results(run: Run) -> tuple[dict, dict[str, UnifiedModel]]:
+    """The metrics.json of a run and the models after its stages; missing stages are trained first.
+
+    While nothing of the run is there, it is the committed run that is shown: its metrics and its final model.
+    """
+    if not run.begun and WEIGHTS.exists():
+        print(f"{run.folder.name}/ holds no stage yet: what follows is the run that came with the project")
+        return report.read_metrics(RESULTS), {"cls": load_model(WEIGHTS)[0].to(run.device)}
+    for task in TASKS:
+        run_stage(run, task)
+    return report.read_metrics(run.folder / "metrics.json"), {task: run.model(task) for task in TASKS}
 
 
 def make_trainer(run: Run, task: str) -> Trainer:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtl_utils import commands, pretrained
+from mtl_utils import commands, pretrained, stage0
 from mtl_utils.data import Root
 from mtl_utils.settings import PROFILES, PROJECT, TASKS
 from mtl_utils.stages import Run, run_stage
@@ -144,6 +144,36 @@ def test_data_check_says_whether_a_root_is_sound(tiny_root, tmp_path, capsys):
     next((root / "mini_voc_seg" / "val").glob("*.jpg")).write_bytes(b"torn")
     assert commands.main(["data", "check", str(root)]) == 1
     assert ".jpg" in capsys.readouterr().out
+
+
+def test_fold_makes_a_root_of_the_training_set(tiny_root, tmp_path):
+    assert commands.main(["data", "fold", str(tiny_root), str(tmp_path / "fold"), "--fold", "2"]) == 0
+    assert len(list((tmp_path / "fold" / "mini_voc_seg" / "val").glob("*.jpg"))) == 1
+    assert commands.main(["data", "fold", str(tiny_root), str(tmp_path / "fold")]) == 1
+
+
+def test_bench_names_a_ratio_for_every_stage(tiny_profile, tiny_root, capsys):
+    assert commands.main(["bench", "--profile", "smoke", "--data-root", str(tiny_root)]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["segmentation", "detection", "classification"]
+    assert all(line.endswith("%") for line in lines)
+
+
+def test_pretrain_then_train_from_it(tiny_profile, tiny_root, tmp_path, capsys, monkeypatch):
+    images, out = tiny_root / "imagenette_160" / "train", tmp_path / "stage0.pt"
+    monkeypatch.setattr(stage0, "BATCH", 4)
+    command = ["pretrain", "--images", str(images), "--widths", "paper", "--epochs", "1", "--out", str(out)]
+    assert commands.main(command) == 0
+    assert "of 10 classes" in capsys.readouterr().out
+    monkeypatch.setenv(pretrained.VARIABLE, str(out))
+    assert commands.main(["train", "--profile", "smoke", "--name", "warm", "--data-root", str(tiny_root)]) == 0
+    assert json.loads((tmp_path / "runs" / "warm" / "metrics.json").read_text())["start"].startswith("stage0.pt ")
+
+
+def test_log_writes_a_line(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands.publish, "RUN_LOG", tmp_path / "runs.csv")
+    assert commands.main(["log", str(trained), "tiny"]) == 0
+    assert commands.publish.read_log()[0]["note"] == "tiny"
 
 
 def test_a_console_without_unicode_is_no_obstacle():

@@ -1,12 +1,13 @@
 """What the repository shows comes from the committed metrics.json, and both READMEs say the same."""
 
+import hashlib
 import json
 import re
 
 import pytest
 
-from mtl_utils import publish
-from mtl_utils.settings import UserError
+from mtl_utils import checkpoint, commands, publish
+from mtl_utils.settings import METRIC_NAMES, PROJECT, TASKS, UserError
 
 
 @pytest.mark.parametrize("name", publish.README_WORDS)
@@ -33,6 +34,32 @@ def test_figures_of_the_readmes_are_there():
     for name in publish.README_WORDS:
         for path in re.findall(r"!\[.*?\]\((.*?)\)", publish.read(name)):
             assert (publish.PROJECT / path).stat().st_size < 400_000
+
+
+def test_the_committed_weights_are_those_of_the_committed_results():
+    card = json.loads(publish.WEIGHTS.with_suffix(".json").read_text())
+    metrics = json.loads(publish.RESULTS.read_text())
+    content = checkpoint.load(publish.WEIGHTS)
+    assert card["sha256"] == hashlib.sha256(publish.WEIGHTS.read_bytes()).hexdigest()
+    assert card["settings"] == metrics["settings"] == content["settings"]
+    final = {task: metrics["stages"]["cls"]["metrics"][task][METRIC_NAMES[task]] for task in TASKS}
+    assert content["val"] == final and list(card["val"].values()) == list(final.values())
+    assert publish.WEIGHTS.stat().st_size < 10_000_000
+
+
+@pytest.mark.skipif(not (PROJECT.parent / "shared" / "data").exists(), reason="needs the real sets beside the project")
+def test_the_committed_weights_give_the_committed_results(tmp_path):
+    root = str(PROJECT.parent / "shared" / "data")
+    assert (
+        commands.evaluate_command(
+            ["--weights", str(publish.WEIGHTS), "--data_root", root, "--json", str(tmp_path / "m")]
+        )
+        == 0
+    )
+    found = json.loads((tmp_path / "m").read_text())["tasks"]
+    wanted = json.loads(publish.RESULTS.read_text())["stages"]["cls"]["metrics"]
+    for task in TASKS:
+        assert found[task][METRIC_NAMES[task]] == pytest.approx(wanted[task][METRIC_NAMES[task]], abs=0.01)
 
 
 def test_the_log_has_one_line_a_run(tmp_path, monkeypatch):

@@ -254,6 +254,20 @@ def test_heavy_augmentation_ends_before_the_last_epochs(straight):
     assert "RandomWindow" not in str(trainer.transform("seg"))
 
 
+def test_before_any_training_the_committed_run_is_shown(straight, tiny_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stages, "WEIGHTS", straight.path("cls"))
+    monkeypatch.setattr(stages, "RESULTS", straight.folder / "metrics.json")
+    monkeypatch.setattr(stages, "run_stage", lambda *_: pytest.fail("trained"))
+    metrics, models = stages.open_results(make_run(tiny_root, tmp_path / "empty"))
+    assert list(metrics["stages"]) == list(TASKS) and list(models) == ["cls"]
+    assert "came with the project" in capsys.readouterr().out
+
+
+def test_a_run_that_has_begun_is_shown_itself(straight):
+    metrics, models = stages.open_results(straight)
+    assert metrics["settings"]["widths"] == "paper" and list(models) == list(TASKS)
+
+
 def test_damaged_history_is_named(tiny_root, tmp_path):
     run = make_run(tiny_root, tmp_path)
     run.path("seg", ".json").write_text("{")
