@@ -13,7 +13,8 @@ from torchvision.ops import batched_nms, box_convert
 from mtl_utils.model import STRIDE
 
 ANCHOR = 32.0  # pixels: the box side that tw = th = 0 stands for, between the small and the large objects
-NEAREST = 9  # cells that learn an object: the nearest to its centre
+NEAREST = 9  # cells that learn an object at least: the nearest to its centre
+CENTRAL = 0.2  # and those whose distance from its centre is less than this part of its width and height
 MAX_LOG = 4.0  # exp is cut here (32 e^4 = 1747 pixels) so that a wild prediction stays finite
 CANDIDATES = 400  # best (cell, class) pairs of an image that go through non-maximum suppression
 NMS_IOU = 0.6  # two boxes of one class above this overlap are one object
@@ -45,16 +46,19 @@ def encode_boxes(boxes: Tensor, centres: Tensor) -> Tensor:
 
 
 def assign(boxes: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Which cells learn which object: the NEAREST cells of each; a cell that two objects want goes to the smaller.
+    """Which cells learn which object: the NEAREST and the central ones; a cell that two want goes to the smaller.
 
-    boxes (M, 4) XYXY, centres (N, 2). Returns (cells, objects): two int64 vectors of equal length.
+    A region that grows with the object (as in FoveaBox, Kong et al. 2020, section 3.3) spares the network the task of
+    telling the very centre of a large one. boxes (M, 4) XYXY, centres (N, 2). Returns (cells, objects): two int64
+    vectors of equal length.
     """
-    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+    middle, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     nearest = torch.cdist(middle, centres).topk(min(NEAREST, len(centres)), largest=False).indices  # (M, 9)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    wanted = ((centres - middle[:, None]).abs() < CENTRAL * sides[:, None]).all(dim=2)  # (M, N)
+    wanted.scatter_(1, nearest, True)
     owner = torch.full((len(centres),), -1, device=boxes.device)
-    for m in area.argsort(descending=True).tolist():
-        owner[nearest[m]] = m
+    for m in sides.prod(dim=1).argsort(descending=True).tolist():
+        owner[wanted[m]] = m
     cells = (owner >= 0).nonzero().squeeze(1)
     return cells, owner[cells]
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
-from mtl_utils.detection import assign, cell_centres, decode_boxes, flatten, inside
+from mtl_utils.detection import NEAREST, assign, cell_centres, decode_boxes, flatten, inside
 from mtl_utils.model import Outputs
 from mtl_utils.settings import IGNORE
 
@@ -37,7 +37,7 @@ def segmentation_loss(outputs: Outputs, targets: list[dict[str, Tensor]], weight
 
 
 def detection_loss(outputs: Outputs, targets: list[dict[str, Tensor]]) -> Tensor:
-    """Quality focal loss on confidence, GIoU on boxes and cross-entropy on classes, per positive cell.
+    """Quality focal loss on confidence, GIoU on boxes and cross-entropy on classes, every object counting alike.
 
     The confidence of a positive cell learns the overlap of its own box with the object (Li et al., "Generalized Focal
     Loss", NeurIPS 2020, section 3.2); boxes learn by GIoU (Rezatofighi et al., CVPR 2019). Cells below a crowd are
@@ -46,26 +46,27 @@ def detection_loss(outputs: Outputs, targets: list[dict[str, Tensor]]) -> Tensor
     cells = flatten(outputs.detection)
     centres = cell_centres(*outputs.detection.shape[-2:], device=cells.device)
     parts = [_image_loss(c, centres, t) for c, t in zip(cells, targets, strict=True)]
-    positives = max(sum(n for _, n in parts), 1)
-    return sum(loss for loss, _ in parts) / positives
+    objects = max(sum(n for _, n in parts), 1)
+    return sum(loss for loss, _ in parts) / (NEAREST * objects)
 
 
 def _image_loss(cells: Tensor, centres: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, int]:
-    """Summed loss of one image's cells (h * w, 5 + C), and how many of them are positive."""
+    """Summed loss of one image's cells (h * w, 5 + C), and how many objects it has; each counts as NEAREST cells."""
     crowd = target["crowd"]
     boxes, labels = target["boxes"][~crowd], target["labels"][~crowd]
-    quality = torch.zeros_like(cells[:, 4])
+    quality, weight = torch.zeros_like(cells[:, 4]), torch.ones_like(cells[:, 4])
     counts = ~inside(centres, target["boxes"][crowd])
     loss = cells.sum() * 0
-    positive = torch.zeros(0, dtype=torch.int64)
     if len(boxes):
         positive, owner = assign(boxes, centres)
+        share = weight[positive] = NEAREST / owner.bincount(minlength=len(boxes))[owner].float()
         guess = decode_boxes(cells[positive], centres[positive])
         quality[positive] = paired_iou(guess.detach(), boxes[owner])
         counts[positive] = True
-        loss = BOX_WEIGHT * generalized_box_iou_loss(guess, boxes[owner], reduction="sum")
-        loss = loss + F.cross_entropy(cells[positive, 5:], labels[owner], reduction="sum")
-    return loss + quality_focal_loss(cells[counts, 4], quality[counts]), len(positive)
+        box = generalized_box_iou_loss(guess, boxes[owner])
+        name = F.cross_entropy(cells[positive, 5:], labels[owner], reduction="none")
+        loss = (share * (BOX_WEIGHT * box + name)).sum()
+    return loss + (weight * quality_focal_loss(cells[:, 4], quality))[counts].sum(), len(boxes)
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -74,9 +75,9 @@ def paired_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def quality_focal_loss(logits: Tensor, quality: Tensor) -> Tensor:
-    """Sum of |quality - p|^2 BCE(p, quality), p = sigmoid(logits): focal loss for targets between 0 and 1."""
+    """|quality - p|^2 BCE(p, quality), p = sigmoid(logits), of each: focal loss for targets between 0 and 1."""
     gap = (quality - logits.sigmoid()).abs()
-    return (gap.square() * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")).sum()
+    return gap.square() * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
 
 
 def classification_loss(outputs: Outputs, labels: Tensor) -> Tensor:

@@ -205,6 +205,13 @@ class UnifiedHead(nn.Sequential):
         nn.init.zeros_(last.bias)
         nn.init.constant_(last.bias[4:5], torch.logit(torch.tensor(CONFIDENCE_PRIOR)).item())
 
+    @torch.no_grad()
+    def share_classes(self, shared: dict[int, int]) -> None:
+        """Let detection's class channels start as copies of segmentation's: {detection class: segmentation class}."""
+        last, (det, _, _) = self[-1], self.split
+        for ours, theirs in shared.items():
+            last.weight[5 + ours], last.bias[5 + ours] = last.weight[det + theirs], last.bias[det + theirs]
+
 
 class UnifiedModel(nn.Module):
     """The whole network: (B, 3, H, W) float32 images in [0, 1], H and W multiples of 32, to Outputs."""

@@ -13,6 +13,12 @@ BORDER = 2  # pixels by which VOC's unlabelled border hides the outline of an ob
 FRAGMENT = 0.25  # a piece with less than this part of the largest piece's pixels may be a part of another object
 
 
+def shared_classes(det_classes: tuple[str, ...]) -> dict[int, int]:
+    """The classes of both tasks: {index in det_classes: index in VOC_CLASSES}."""
+    voc = {SAME.get(name, name): index for index, name in enumerate(VOC_CLASSES)}
+    return {label: voc[name] for label, name in enumerate(det_classes) if name in voc}
+
+
 def mask_objects(mask: Tensor, det_classes: tuple[str, ...]) -> dict[str, Tensor]:
     """A detection target (see data.py) from a VOC mask (H, W): one box around each connected piece of a shared class.
 
@@ -20,10 +26,8 @@ def mask_objects(mask: Tensor, det_classes: tuple[str, ...]) -> dict[str, Tensor
     pieces may belong to an object that something hides in part: they count as crowd, neither object nor background.
     """
     rows = []
-    for index, name in enumerate(VOC_CLASSES):
-        if SAME.get(name, name) in det_classes:
-            label = det_classes.index(SAME.get(name, name))
-            rows += [(box, label, crowd) for box, crowd in pieces(mask.numpy() == index)]
+    for label, index in shared_classes(det_classes).items():
+        rows += [(box, label, crowd) for box, crowd in pieces(mask.numpy() == index)]
     boxes = torch.tensor([box for box, _, _ in rows], dtype=torch.float32).reshape(-1, 4)
     size = tuple(mask.shape)
     boxes[:, 0::2], boxes[:, 1::2] = boxes[:, 0::2].clamp(0, size[1]), boxes[:, 1::2].clamp(0, size[0])

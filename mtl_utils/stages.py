@@ -20,6 +20,7 @@ from mtl_utils import checkpoint, pretrained, report
 from mtl_utils.data import Classes, MiniSet, Root, find_classes, find_root, fingerprint
 from mtl_utils.evaluation import evaluate
 from mtl_utils.model import UnifiedModel, count_parameters, load_weights
+from mtl_utils.objects import shared_classes
 from mtl_utils.replay import ReplayBuffer
 from mtl_utils.settings import (
     METRIC_NAMES,
@@ -101,7 +102,7 @@ def load_model(path: Path) -> tuple[UnifiedModel, dict]:
     """A trained model in eval mode and the checkpoint it came from. Raises UserError when the file is none."""
     content = checkpoint.load(path)
     try:
-        model = build(Settings(**content["settings"]), Classes.from_dict(content["classes"]))
+        model = build(Settings(widths=content["settings"]["widths"]), Classes.from_dict(content["classes"]))
         load_weights(model, content["model"])
         model.pretrained = content["start"] != pretrained.NOTHING
     except (KeyError, TypeError, RuntimeError) as error:
@@ -152,6 +153,8 @@ def make_trainer(run: Run, task: str) -> Trainer:
     if before:
         model, _ = load_model(run.path(before[-1]))
         buffer.load_state_dict(checkpoint.load(run.path(before[-1], ".state.pt"))["buffer"])
+        if task == "det":
+            model.head.share_classes(shared_classes(run.classes.det))
     else:
         model = build(run.settings, run.classes)
         pretrained.start(model)

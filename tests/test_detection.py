@@ -80,10 +80,13 @@ def test_assign_agrees_with_brute_force():
     for _ in range(20):
         boxes, centres = random_boxes(6, 96), cell_centres(12, 12)
         expected = [-1] * 144
-        wanted = []  # for each object its nine nearest cells
+        wanted = []  # for each object its nine nearest cells and the central ones
         for x1, y1, x2, y2 in boxes.tolist():
             gaps = [((x1 + x2) / 2 - x) ** 2 + ((y1 + y2) / 2 - y) ** 2 for x, y in centres.tolist()]
-            wanted.append(sorted(range(144), key=gaps.__getitem__)[:9])
+            near = sorted(range(144), key=gaps.__getitem__)[:9]
+            reach = 0.2 * (x2 - x1), 0.2 * (y2 - y1)
+            far = [abs((x1 + x2) / 2 - x) < reach[0] and abs((y1 + y2) / 2 - y) < reach[1] for x, y in centres.tolist()]
+            wanted.append({*near, *(i for i in range(144) if far[i])})
         areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes.tolist()]
         for cell in range(144):
             takers = [m for m in range(6) if cell in wanted[m]]
@@ -112,6 +115,11 @@ def test_a_cell_that_two_objects_want_goes_to_the_smaller():
         found = owners(torch.tensor(boxes))
         assert found.count(smaller) == 9
         assert 1 <= found.count(1 - smaller) <= 8
+
+
+def test_a_large_object_gets_the_cells_of_its_middle():
+    found = owners(torch.tensor([[0.0, 0.0, 96.0, 96.0]]))  # centre (48, 48), a fifth of each side: 19.2 pixels
+    assert [i for i, owner in enumerate(found) if owner == 0] == [12 * r + c for r in range(4, 8) for c in range(4, 8)]
 
 
 def test_a_map_of_fewer_cells_than_nine_is_no_problem():

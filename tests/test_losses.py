@@ -159,11 +159,23 @@ def test_an_image_without_objects_costs_little_and_is_finite():
     assert loss_of(nothing, empty) < 1e-3
 
 
-def test_an_empty_image_in_a_batch_is_divided_by_the_positives_of_all():
+def test_an_empty_image_in_a_batch_is_divided_by_the_objects_of_all():
     raw, empty = random_map(2), plain_tensors(objects([], []))
-    cells, _ = assign(TARGET["boxes"], cell_centres(12, 12))
-    alone = loss_of(raw[:1], TARGET) + loss_of(raw[1:], empty) / len(cells)
+    alone = loss_of(raw[:1], TARGET) + loss_of(raw[1:], empty) / len(TARGET["boxes"])
     assert loss_of(raw, TARGET, empty).item() == pytest.approx(alone.item(), rel=1e-5)
+
+
+def test_a_large_object_weighs_as_much_as_a_small_one():
+    """Where every cell says nothing of use, box and class of an object cost the same however many cells learn it."""
+    costs = []
+    for box in ([0, 0, 96, 96], [40, 40, 56, 56]):
+        target = plain_tensors(objects([box], [1]))
+        cells, _ = assign(target["boxes"], cell_centres(12, 12))
+        raw = encode(target, 3, 12, 12)[None]
+        raw[:, 5:] = 0.0  # boxes and confidence are right, all classes are as likely
+        costs.append(loss_of(raw, target).item())
+        assert (len(cells) == 9) == (box[0] == 40)
+    assert costs == pytest.approx([math.log(3)] * 2, rel=1e-3)
 
 
 def test_confidence_below_a_crowd_does_not_count():

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtl_utils.objects import BORDER, mask_objects, pieces
+from mtl_utils.model import UnifiedModel
+from mtl_utils.objects import BORDER, mask_objects, pieces, shared_classes
 from mtl_utils.settings import IGNORE, VOC_CLASSES
 
 DET = ("person", "motorcycle", "tv", "truck")
@@ -50,6 +51,28 @@ def test_fragments_are_crowd():
 def test_a_mask_without_shared_classes_gives_no_boxes(value):
     found = mask_objects(torch.full((60, 80), value, dtype=torch.uint8), DET)
     assert found["boxes"].shape == (0, 4) and len(found["labels"]) == len(found["crowd"]) == 0
+
+
+def test_shared_classes_have_the_same_names_but_for_two():
+    shared = shared_classes(DET)
+    assert {DET[ours]: VOC_CLASSES[theirs] for ours, theirs in shared.items()} == {
+        "person": "person",
+        "motorcycle": "motorbike",
+        "tv": "tvmonitor",
+    }
+
+
+def test_detection_starts_with_what_segmentation_knows_of_the_shared_classes():
+    model = UnifiedModel("paper", len(DET), 3).eval()
+    torch.nn.init.normal_(model.head[2].bias)
+    before = model.head[2].weight.clone()
+    model.head.share_classes(shared_classes(DET))
+    grid = model.head(model.features(torch.rand(1, 3, 64, 64)))[0]
+    segmentation = grid[5 + len(DET) :]
+    for ours, theirs in shared_classes(DET).items():
+        assert torch.allclose(grid[5 + ours], segmentation[theirs], atol=1e-5)
+    untouched = [i for i in range(len(before)) if i - 5 not in shared_classes(DET)]
+    assert torch.equal(model.head[2].weight[untouched], before[untouched])
 
 
 def test_pieces_agree_with_a_flood_fill():
