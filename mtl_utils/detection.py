@@ -16,8 +16,8 @@ ANCHOR = 32.0  # pixels: the box side that tw = th = 0 stands for, between the s
 NEAREST = 9  # cells that learn an object at least: the nearest to its centre
 CENTRAL = 0.2  # and those whose distance from its centre is less than this part of its width and height
 MAX_LOG = 4.0  # exp is cut here (32 e^4 = 1747 pixels) so that a wild prediction stays finite
-CANDIDATES = 400  # best (cell, class) pairs of an image that go through non-maximum suppression
-NMS_IOU = 0.6  # two boxes of one class above this overlap are one object
+CANDIDATES = 1000  # best (cell, class) pairs of an image that go through non-maximum suppression
+NMS_IOU = 0.5  # two boxes of one class above this overlap are one object
 MAX_DETECTIONS = 100  # an image: what COCO's AP counts
 
 

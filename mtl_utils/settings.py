@@ -47,7 +47,7 @@ class Settings:
     seed: int = 0  # of the weights that start at random, the order of the images, augmentation and replay
     widths: str = "mobilenetv2"  # channel widths of Fast-SCNN: "mobilenetv2" (ImageNet weights load) or "paper"
     size: dict = field(default_factory=lambda: dict(seg=320, det=384, cls=192))  # input pixels, train and val alike
-    epochs: dict = field(default_factory=lambda: dict(seg=45, det=48, cls=20))  # passes over the task's own images
+    epochs: dict = field(default_factory=lambda: dict(seg=45, det=64, cls=20))  # passes over the task's own images
     batch: dict = field(default_factory=lambda: dict(seg=8, det=8, cls=16))  # new images in a training step
     lr: dict = field(default_factory=lambda: dict(seg=1e-3, det=1e-3, cls=5e-4))  # AdamW's, of the parts that start at
     # random; classification starts near its goal, and a high rate there costs the replayed tasks
