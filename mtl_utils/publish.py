@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mtl_utils import report
 from mtl_utils.checkpoint import write_json
-from mtl_utils.settings import METRIC_NAMES, PROFILES, PROJECT, RESULTS, TASKS, WEIGHTS, UserError
+from mtl_utils.settings import METRIC_NAMES, PROJECT, RESULTS, TASKS, WEIGHTS, UserError
 
 README_WORDS = {  # what stands above and below the results table
     "README.md": {
@@ -57,8 +57,9 @@ def log_run(run: Path, note: str) -> None:
     """Add a line about a run, finished or not, to the log: what was tried, settings, seed, metrics, minutes."""
     metrics = report.read_metrics(run / "metrics.json")
     stages = metrics["stages"]
-    row = {"run": run.name, "note": note, "data": metrics["source"], "start": metrics["start"].split(" ")[0]}
-    row |= {"seed": metrics["settings"]["seed"], "settings": changes(metrics["settings"])}
+    row = {"run": run.name, "note": note, "data": metrics["source"].split(" (")[0], "start": metrics["start"].split(" ")[0]}
+    settings = {key: value for key, value in metrics["settings"].items() if key not in ("profile", "seed")}
+    row |= {"seed": metrics["settings"]["seed"], "settings": json.dumps(settings)}
     for stage, task in SCORES:
         value = stages.get(stage, {}).get("metrics", {}).get(task, {}).get(METRIC_NAMES[task])
         row[f"{METRIC_NAMES[task]} after {stage}"] = "" if value is None else f"{value:.4f}"
@@ -76,12 +77,6 @@ def read_log() -> list[dict]:
         return []
     with open(RUN_LOG, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def changes(settings: dict) -> str:
-    """The settings that differ from their profile's, as JSON."""
-    usual = PROFILES[settings["profile"]].as_dict()
-    return json.dumps({k: v for k, v in settings.items() if k != "seed" and v != usual.get(k)})
 
 
 def read(name: str) -> str:

@@ -229,13 +229,13 @@ def test_quality_focal_loss_agrees_with_the_formula():
     logits, quality = torch.randn(40), torch.rand(40)
     p = logits.sigmoid()
     cross_entropy = -(quality * p.log() + (1 - quality) * (1 - p).log())
-    assert torch.allclose(quality_focal_loss(logits, quality), ((quality - p) ** 2 * cross_entropy).sum())
+    assert torch.allclose(quality_focal_loss(logits, quality), (quality - p) ** 2 * cross_entropy)
 
 
 def test_quality_focal_loss_is_zero_in_slope_at_the_right_confidence():
     quality = torch.tensor([0.2, 0.7])
     logits = quality.logit().requires_grad_()
-    quality_focal_loss(logits, quality).backward()
+    quality_focal_loss(logits, quality).sum().backward()
     assert logits.grad.abs().max() < 1e-6
 
 
