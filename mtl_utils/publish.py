@@ -57,7 +57,8 @@ def log_run(run: Path, note: str) -> None:
     """Add a line about a run, finished or not, to the log: what was tried, settings, seed, metrics, minutes."""
     metrics = report.read_metrics(run / "metrics.json")
     stages = metrics["stages"]
-    row = {"run": run.name, "note": note, "data": metrics["source"].split(" (")[0], "start": metrics["start"].split(" ")[0]}
+    data, start = metrics["source"].split(" (")[0], metrics["start"].split(" ")[0]
+    row = {"run": run.name, "note": note, "data": data, "start": start}
     settings = {key: value for key, value in metrics["settings"].items() if key not in ("profile", "seed")}
     row |= {"seed": metrics["settings"]["seed"], "settings": json.dumps(settings)}
     for stage, task in SCORES:
