@@ -21,14 +21,17 @@ FOLDER = PROJECT / "data" / "weights"
 NOTHING = "nothing"
 
 
-def find_start(widths: str) -> Path | None:
-    """The file that a new model of these widths starts from, None for nothing; downloads only when told to."""
+def find_start(widths: str, warmed: bool = True) -> Path | None:
+    """The file that a new model of these widths starts from, None for nothing; downloads only when told to.
+
+    Stage 0 itself asks with warmed=False: it must not start from what an earlier stage 0 has left.
+    """
     named = os.environ.get(VARIABLE, "")
     if named == "download":
         return download()
     if named:
         return None if named == NOTHING else user_path(named)
-    patterns = [f"stage0_{widths}.pt"] + ["mobilenet_v2*.pt*"] * (widths == "mobilenetv2")
+    patterns = [f"stage0_{widths}.pt"] * warmed + ["mobilenet_v2*.pt*"] * (widths == "mobilenetv2")
     return next((path for pattern in patterns for path in sorted(FOLDER.glob(pattern))), None)
 
 
@@ -55,9 +58,9 @@ def verified_hash(path: Path) -> str:
     return found
 
 
-def label(widths: str) -> str:
+def label(widths: str, warmed: bool = True) -> str:
     """What a new model of these widths starts from: the file's name and the start of its SHA-256, or "nothing"."""
-    path = find_start(widths)
+    path = find_start(widths, warmed)
     if path is None:
         return NOTHING
     name = f"{path.name} {verified_hash(path)[:12]}"
@@ -78,9 +81,9 @@ def fits(content: dict, widths: str) -> bool:
     return content.get("widths", "mobilenetv2") == widths
 
 
-def start(model: UnifiedModel) -> str:
+def start(model: UnifiedModel, warmed: bool = True) -> str:
     """Load the weights to start from into a new model where there are any that fit; returns `label`."""
-    path, name = find_start(model.widths), label(model.widths)
+    path, name = find_start(model.widths, warmed), label(model.widths, warmed)
     if name != NOTHING:
         content = read(path)
         try:

@@ -98,7 +98,7 @@ class Stage0:
         held = range(0, len(pictures), HELD_OUT)
         self.train, self.held = Subset(pictures, sorted(set(range(len(pictures))) - set(held))), Subset(pictures, held)
         self.model = UnifiedModel(widths, num_det=1, num_cls=1)
-        self.start = pretrained.start(self.model)
+        self.start = pretrained.start(self.model, warmed=False)
         self.classifier = nn.Linear(self.model.head[0][0].in_channels, len(pictures.classes))
         self.model.to(self.device, memory_format=torch.channels_last)
         self.classifier.to(self.device)
@@ -177,7 +177,7 @@ def pretrain(sources: list[Path], widths: str, epochs: int, out: Path, folder: P
     while len(stage.history) < epochs:
         entry = stage.epoch()
         stage.save()
-        print(f"epoch {len(stage.history)}: {entry}", flush=True)
+        print("epoch {}: loss {loss:.3f}, Top-1 {top1:.3f}, {minutes:.1f} minutes".format(len(stage.history), **entry))
     fold_batchnorm(stage.model)
     weights = {name: value.half().cpu() for name, value in stage.model.backbone.state_dict().items()}
     checkpoint.save(out, {"backbone": weights, "widths": widths})

@@ -196,7 +196,8 @@ def mixed_precision(device: str) -> torch.autocast:
     """Half precision where the machine has instructions for it: float16 on a GPU, bfloat16 on a CPU."""
     if device == "cuda":
         return torch.autocast(device, torch.float16)
-    return torch.autocast(device, torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
+    has_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # torch has no public question for it
+    return torch.autocast(device, torch.bfloat16, enabled=has_bfloat16())
 
 
 def to_device(targets: list | Tensor, device: str) -> list | Tensor:

@@ -90,6 +90,15 @@ def test_it_learns_and_leaves_weights_with_a_card(folder, tmp_path, monkeypatch)
     assert pretrained.start(UnifiedModel("paper", 10, 10)).startswith("stage0_paper.pt")
 
 
+def test_it_does_not_start_from_what_it_left_itself(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "weights")
+    monkeypatch.delenv(pretrained.VARIABLE)
+    out = tmp_path / "weights" / "stage0_paper.pt"
+    for again in ("first", "second"):
+        assert pretrain([folder], "paper", 1, out, tmp_path / again)["start"] == "nothing"
+    assert pretrained.label("paper").startswith("stage0_paper.pt ")
+
+
 def test_a_stopped_run_ends_with_the_same_weights(folder, tmp_path):
     straight, stopped = tmp_path / "a.pt", tmp_path / "b.pt"
     pretrain([folder], "paper", 3, straight, tmp_path / "a")
