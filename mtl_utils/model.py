@@ -19,6 +19,7 @@ from mtl_utils.settings import VOC_CLASSES
 STRIDE = 8  # one cell of the output map stands for 8 x 8 input pixels
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LAST = "head.2."  # what the names of the head's last layer begin with in a model's state dict
 CONFIDENCE_PRIOR = 0.01  # confidence that every cell starts with (focal loss, Lin et al. 2017, section 4.1)
 
 
@@ -205,12 +206,27 @@ class UnifiedHead(nn.Sequential):
         nn.init.zeros_(last.bias)
         nn.init.constant_(last.bias[4:5], torch.logit(torch.tensor(CONFIDENCE_PRIOR)).item())
 
+    def hidden(self, x: Tensor) -> Tensor:
+        """What the last layer reads: (B, width, h, w)."""
+        return self[1](self[0](x))
+
     @torch.no_grad()
     def share_classes(self, shared: dict[int, int]) -> None:
         """Let detection's class channels start as copies of segmentation's: {detection class: segmentation class}."""
         last, (det, _, _) = self[-1], self.split
         for ours, theirs in shared.items():
             last.weight[5 + ours], last.bias[5 + ours] = last.weight[det + theirs], last.bias[det + theirs]
+
+    @torch.no_grad()
+    def know_classes(self, classifier: nn.Linear, known: dict[int, int]) -> None:
+        """Let classification's channels start from a classifier of the hidden features: {our class: its class}.
+
+        The logits of an image are the mean over its cells, so that a linear classifier of mean features fits as it is.
+        """
+        last, first = self[-1], sum(self.split[:2])
+        for ours, theirs in known.items():
+            last.weight[first + ours, :, 0, 0] = classifier.weight[theirs]
+            last.bias[first + ours] = classifier.bias[theirs]
 
 
 class UnifiedModel(nn.Module):
@@ -226,10 +242,17 @@ class UnifiedModel(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Outputs:
-        grid = self.head(self.features(images))
-        detection, segmentation, classification = grid.float().split(self.head.split, dim=1)
-        shrink = 2 if self.training else 1  # full size would cost training a quarter of its time and gain nothing
-        size = [side // shrink for side in images.shape[-2:]]
+        return self.outputs(self.hidden(images))
+
+    def hidden(self, images: Tensor) -> Tensor:
+        """What the head's last layer reads: (B, fuse, h, w) from images as forward takes them."""
+        return self.head.hidden(self.features(images))
+
+    def outputs(self, hidden: Tensor) -> Outputs:
+        """What the head's last layer makes of it."""
+        detection, segmentation, classification = self.head[-1](hidden).float().split(self.head.split, dim=1)
+        scale = STRIDE // 2 if self.training else STRIDE  # full size would cost training a quarter of its time
+        size = [side * scale for side in hidden.shape[-2:]]
         return Outputs(detection, resize(segmentation, size), classification.mean((2, 3)))
 
     def features(self, images: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Weights that a new model starts from: a backbone that stage 0 has warmed, or public ImageNet weights for the trunk.
+"""Weights that a new model starts from: what stage 0 has warmed, or public ImageNet weights for the trunk.
 
 MTL_IMAGENET_WEIGHTS decides: a file; "download", torchvision's own, fetched once into data/weights/; "nothing". Without
-it the best of what data/weights/ holds is taken: stage 0's backbone for these widths, else torchvision's MobileNetV2.
+it the best of what data/weights/ holds is taken: stage 0's network for these widths, else torchvision's MobileNetV2.
 """
 
 import hashlib
@@ -11,9 +11,10 @@ import re
 from pathlib import Path
 
 import torch
+from torch import nn
 from torchvision.models import MobileNet_V2_Weights
 
-from mtl_utils.model import UnifiedModel, load_imagenet, load_weights
+from mtl_utils.model import LAST, UnifiedModel, load_imagenet, load_weights
 from mtl_utils.settings import PROJECT, UserError, user_path
 
 VARIABLE = "MTL_IMAGENET_WEIGHTS"
@@ -81,17 +82,36 @@ def fits(content: dict, widths: str) -> bool:
     return content.get("widths", "mobilenetv2") == widths
 
 
-def start(model: UnifiedModel, warmed: bool = True) -> str:
-    """Load the weights to start from into a new model where there are any that fit; returns `label`."""
+def start(model: UnifiedModel, classes: tuple[str, ...] = (), warmed: bool = True) -> str:
+    """Load the weights to start from into a new model where there are any that fit; returns `label`.
+
+    Where `classes` (names of classification's classes) are known to stage 0, their channels start as its classifier's.
+    """
     path, name = find_start(model.widths, warmed), label(model.widths, warmed)
     if name != NOTHING:
         content = read(path)
         try:
-            if "backbone" in content:
-                load_weights(model.backbone, {key: value.float() for key, value in content["backbone"].items()})
+            if "classifier" in content:
+                load_stage0(model, content)
+                known = {i: content["classes"].index(c) for i, c in enumerate(classes) if c in content["classes"]}
+                model.head.know_classes(classifier(content), known)
             else:
                 load_imagenet(model.backbone.trunk, content)
-        except (ValueError, AttributeError, RuntimeError) as error:
+        except (ValueError, AttributeError, KeyError, RuntimeError) as error:
             raise UserError(f"{name}: no weights for widths {model.widths}; name others in {VARIABLE}.") from error
         model.pretrained = True
     return name
+
+
+def load_stage0(model: UnifiedModel, content: dict) -> None:
+    """Stage 0's weights (see Stage0.result) into a model; its head's last layer stays as it is."""
+    last = {name: value for name, value in model.state_dict().items() if name.startswith(LAST)}
+    load_weights(model, {name: value.float() for name, value in content["model"].items()} | last)
+
+
+def classifier(content: dict) -> nn.Linear:
+    """Stage 0's linear classifier of the hidden features' mean."""
+    state = {k: v.float() for k, v in content["classifier"].items()}
+    linear = nn.Linear(*reversed(state["weight"].shape))
+    linear.load_state_dict(state)
+    return linear

@@ -61,6 +61,7 @@ class Settings:
     memory: int = 240  # images a task in the replay buffer: all of a mini set
     draw: int = 6  # replayed images of each earlier task in a training step (the assignment allows 10); 0: no replay
     replay_weight: float = 1.0  # weight of an earlier task's loss beside the new task's
+    distill: float = 1.0  # weight of keeping what stage 0 knows; without its weights there is nothing to keep
     mask_boxes: bool = True  # a replayed segmentation image also teaches detection, by boxes around its masks' objects
     fold: bool = True  # fold BatchNorm into the convolutions after stage 1; False lets its statistics drift on
     clip: float = 5.0  # largest norm of the gradient, against the rare bad batch

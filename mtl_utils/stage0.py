@@ -1,7 +1,8 @@
-"""Stage 0, optional: warms the backbone up to the head's input by classifying ImageNet pictures.
+"""Stage 0, optional: warms the network up to the head's last layer by classifying ImageNet pictures.
 
-Public weights exist for the trunk alone; pyramid pooling and feature fusion would otherwise start at random on 240
-photographs. A linear classifier reads the mean of the features that the head will read, and is thrown away afterwards.
+Public weights exist for the trunk alone; pyramid pooling, feature fusion and the head would otherwise start at random
+on 240 photographs. A linear classifier reads the mean of the features that the head's last layer will read. It is kept
+with the weights: the later stages must not forget what it knows (distill.py).
 A trunk with ImageNet weights rests in the first epoch, so that what is new does not distort it (A. Kumar et al.,
 "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022).
 """
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 from mtl_utils import checkpoint, pretrained
 from mtl_utils.data import BROKEN, Sample
 from mtl_utils.losses import SMOOTHING
-from mtl_utils.model import UnifiedModel, count_parameters, fold_batchnorm
+from mtl_utils.model import LAST, UnifiedModel, fold_batchnorm
 from mtl_utils.settings import UserError
 from mtl_utils.training import mixed_precision, warmup_cosine
 from mtl_utils.transforms import collate, heavy, plain
@@ -99,14 +100,14 @@ class Stage0:
         self.train, self.held = Subset(pictures, sorted(set(range(len(pictures))) - set(held))), Subset(pictures, held)
         self.model = UnifiedModel(widths, num_det=1, num_cls=1)
         self.start = pretrained.start(self.model, warmed=False)
-        self.classifier = nn.Linear(self.model.head[0][0].in_channels, len(pictures.classes))
+        self.classifier = nn.Linear(self.model.head[-1].in_channels, len(pictures.classes))
         self.model.to(self.device, memory_format=torch.channels_last)
         self.classifier.to(self.device)
         self.steps = len(self.train) // BATCH
-        backbone = self.model.backbone
-        rest = [*backbone.pooling.parameters(), *backbone.fusion.parameters(), *self.classifier.parameters()]
+        backbone, head = self.model.backbone, self.model.head
+        new = [p for part in (backbone.pooling, backbone.fusion, head, self.classifier) for p in part.parameters()]
         factor = TRUNK_LR if self.model.pretrained else 1.0
-        groups = [{"params": backbone.trunk.parameters(), "lr": LR * factor}, {"params": rest, "lr": LR}]
+        groups = [{"params": backbone.trunk.parameters(), "lr": LR * factor}, {"params": new, "lr": LR}]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True)
         total = self.steps * epochs
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda i: warmup_cosine(i, total, 0.05))
@@ -123,8 +124,8 @@ class Stage0:
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """(B, classes) from a batch of images."""
         with mixed_precision(self.device):
-            features = self.model.features(images.to(self.device))
-        return self.classifier(features.float().mean((2, 3)))
+            hidden = self.model.hidden(images.to(self.device))
+        return self.classifier(hidden.float().mean((2, 3)))
 
     def epoch(self) -> dict:
         """One pass over the pictures, then the accuracy on those held out."""
@@ -170,22 +171,28 @@ class Stage0:
         self.history = content["history"]
         torch.set_rng_state(content["rng"])
 
+    def result(self) -> dict:
+        """What a new model starts from: all but its head's last layer, and the classifier beside it."""
+        fold_batchnorm(self.model)
+        below = {name: value for name, value in self.model.state_dict().items() if not name.startswith(LAST)}
+        parts = {"model": checkpoint.halved(below), "classifier": checkpoint.halved(self.classifier.state_dict())}
+        return parts | {"classes": self.pictures.classes, "widths": self.model.widths}
+
 
 def pretrain(sources: list[Path], widths: str, epochs: int, out: Path, folder: Path) -> dict:
-    """Run stage 0, or continue it; writes the backbone (half precision) to `out` and its card beside it."""
+    """Run stage 0, or continue it; writes the weights (half precision) to `out` and their card beside them."""
     stage = Stage0(Pictures(sources), widths, epochs, folder / f"stage0_{widths}.state.pt")
     while len(stage.history) < epochs:
         entry = stage.epoch()
         stage.save()
         print("epoch {}: loss {loss:.3f}, Top-1 {top1:.3f}, {minutes:.1f} minutes".format(len(stage.history), **entry))
-    fold_batchnorm(stage.model)
-    weights = {name: value.half().cpu() for name, value in stage.model.backbone.state_dict().items()}
-    checkpoint.save(out, {"backbone": weights, "widths": widths})
+    result = stage.result()
+    checkpoint.save(out, result)
     about = {
         "file": out.name,
         "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
         "widths": widths,
-        "parameters": count_parameters(stage.model.backbone),
+        "parameters": sum(value.numel() for value in result["model"].values()),
         "start": stage.start,
         "pictures": len(stage.train),
         "classes": len(stage.pictures.classes),

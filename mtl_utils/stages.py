@@ -157,7 +157,7 @@ def make_trainer(run: Run, task: str) -> Trainer:
             model.head.share_classes(shared_classes(run.classes.det))
     else:
         model = build(run.settings, run.classes)
-        pretrained.start(model)
+        pretrained.start(model, run.classes.cls)
     trainer = Trainer(model, run.data(task, "train"), buffer, run.settings, run.device)
     if run.result(task) and run.path(task, ".state.pt").exists():
         trainer.load_state_dict(checkpoint.load(run.path(task, ".state.pt")))
@@ -191,7 +191,7 @@ def conclude(run: Run, trainer: Trainer) -> dict:
     trainer.buffer.fill(trainer.dataset, torch.Generator().manual_seed(run.settings.seed))
     model = build(run.settings, run.classes)
     load_weights(model, trainer.best["model"])
-    weights = halved(finish_stage(model, run.settings).state_dict())
+    weights = checkpoint.halved(finish_stage(model, run.settings).state_dict())
     load_weights(model, weights)  # what is evaluated is what is saved
     model = model.to(run.device, memory_format=torch.channels_last)
     metrics = evaluate_tasks(run, model, task)
@@ -209,11 +209,6 @@ def conclude(run: Run, trainer: Trainer) -> dict:
     checkpoint.write_json(run.path(task, ".json"), result)
     write_metrics(run)
     return result
-
-
-def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights on the CPU in half precision: half the size, and the metrics change by no more than rounding."""
-    return {k: v.cpu().half() if v.is_floating_point() else v.cpu() for k, v in state.items()}
 
 
 def write_metrics(run: Run) -> None:

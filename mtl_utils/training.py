@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from mtl_utils.data import MiniSet
+from mtl_utils.distill import find_teacher
 from mtl_utils.losses import class_weights, classification_loss, detection_loss, segmentation_loss
 from mtl_utils.model import UnifiedModel, fold_batchnorm
 from mtl_utils.replay import ReplayBuffer
@@ -31,6 +32,8 @@ class Trainer:
 
     def __init__(self, model: UnifiedModel, dataset: MiniSet, buffer: ReplayBuffer, settings: Settings, device: str):
         self.task, self.dataset, self.buffer = dataset.task, dataset, buffer
+        teacher = find_teacher(settings)
+        self.teacher = teacher and teacher.to(device, memory_format=torch.channels_last)
         self.settings, self.device = settings, device
         self.earlier = [t for t in TASKS[: TASKS.index(self.task)] if settings.draw and t in buffer.samples]
         self.model = model.to(device, memory_format=torch.channels_last)
@@ -83,14 +86,18 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         values = {}
         for task, (images, targets) in batches.items():
+            images = images.to(self.device)
             with mixed_precision(self.device):
-                outputs = self.model(images.to(self.device))
+                hidden = self.model.hidden(images)
+                outputs = self.model.outputs(hidden)
             weight = 1.0 if task == self.task else self.settings.replay_weight
             targets = to_device(targets, self.device)
             loss = self.losses[task](outputs, targets)
             values[task] = weight * loss.item()
             if task == "seg" and self.settings.mask_boxes and self.task != "seg":
                 loss = loss + self.losses["det"](outputs, targets)  # the same forward teaches both
+            if self.teacher and task == self.task:
+                loss = loss + self.settings.distill * self.keep(images, hidden)
             if not math.isfinite(values[task]):
                 raise UserError(f"The {task} loss became {values[task]} in {self.title()}: lower Settings.lr.")
             self.scaler.scale(weight * loss).backward()
@@ -102,6 +109,11 @@ class Trainer:
         self.schedule.step()
         self.ema.update_parameters(self.model)
         return values
+
+    def keep(self, images: Tensor, hidden: Tensor) -> Tensor:
+        """The loss of keeping what stage 0 knows, on new images and their hidden features."""
+        with mixed_precision(self.device):
+            return self.teacher.loss(images, hidden)
 
     def replay(self) -> dict[str, Batch]:
         """A batch of stored samples of each earlier task, augmented like new ones."""

@@ -21,11 +21,14 @@ def folder(tmp_path, monkeypatch):
 
 
 def warmed(path, widths="paper", seed=5) -> UnifiedModel:
-    """A model whose backbone is saved as stage 0 saves it."""
+    """A model that is saved as stage 0 saves it, with a random classifier of five classes."""
     torch.manual_seed(seed)
     model = UnifiedModel(widths, 3, 3)
-    fold_batchnorm(model.backbone)
-    checkpoint.save(path, {"backbone": {k: v.half() for k, v in model.backbone.state_dict().items()}, "widths": widths})
+    fold_batchnorm(model)
+    below = {k: v for k, v in model.state_dict().items() if k.split(".")[:2] != ["head", "2"]}
+    classifier = {"weight": torch.randn(5, 128), "bias": torch.randn(5)}
+    parts = {"model": checkpoint.halved(below), "classifier": checkpoint.halved(classifier)}
+    checkpoint.save(path, parts | {"classes": ["n0", "n1", "n2", "n3", "n4"], "widths": widths})
     return model
 
 
@@ -38,11 +41,25 @@ def test_stage_0_weights_arrive_layer_by_layer(folder):
     there = warmed(folder / "stage0_paper.pt")
     model = UnifiedModel("paper", 3, 3)
     assert pretrained.start(model).startswith("stage0_paper.pt ") and model.pretrained
-    mine = model.backbone.state_dict()
-    assert mine.keys() == there.backbone.state_dict().keys()
-    for name, value in there.backbone.state_dict().items():
-        assert torch.equal(mine[name], value.half().float()), name
+    mine = model.state_dict()
+    assert mine.keys() == there.state_dict().keys()
+    for name, value in there.state_dict().items():
+        assert torch.equal(mine[name], value.half().float()) != name.startswith("head.2."), name
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_classes_that_stage_0_knows_start_as_its_classifier_reads_them(folder):
+    warmed(folder / "stage0_paper.pt")
+    model = UnifiedModel("paper", 3, 3).eval()
+    before = model.head[-1].weight.clone(), model.head[-1].bias.clone()
+    pretrained.start(model, ("n3", "unknown", "n0"))
+    classifier = pretrained.classifier(pretrained.read(folder / "stage0_paper.pt"))
+    images = torch.rand(2, 3, 64, 96)
+    found, wanted = model(images).classification, classifier(model.hidden(images).mean((2, 3)))
+    assert torch.allclose(found[:, [0, 2]], wanted[:, [3, 0]], atol=1e-5)
+    untouched = [i for i in range(model.head[-1].out_channels) if i not in (8 + 21, 8 + 21 + 2)]
+    assert torch.equal(model.head[-1].weight[untouched], before[0][untouched])
+    assert torch.equal(model.head[-1].bias[untouched], before[1][untouched])
 
 
 def test_only_weights_of_the_same_widths_are_taken(folder):

@@ -85,9 +85,28 @@ def test_it_learns_and_leaves_weights_with_a_card(folder, tmp_path, monkeypatch)
     assert losses[-1] < losses[0]
     assert about == json.loads(out.with_suffix(".json").read_text())
     assert about["pictures"] == 22 and about["classes"] == 3 and about["start"] == "nothing"
-    assert all(v.dtype == torch.float16 for v in checkpoint.load(out)["backbone"].values())
+    content = checkpoint.load(out)
+    assert all(v.dtype == torch.float16 for part in ("model", "classifier") for v in content[part].values())
+    assert content["classes"] == list(COLOURS) and content["classifier"]["weight"].shape == (3, 128)
+    assert about["parameters"] == sum(v.numel() for v in content["model"].values())
     monkeypatch.setenv(pretrained.VARIABLE, str(out))
     assert pretrained.start(UnifiedModel("paper", 10, 10)).startswith("stage0_paper.pt")
+
+
+def test_a_model_that_starts_from_it_knows_its_classes(folder, tmp_path, monkeypatch):
+    stage = Stage0(Pictures([folder]), "paper", 12, tmp_path / "state.pt")
+    while len(stage.history) < 12:
+        stage.epoch()
+    stage.model.eval()
+    images = torch.cat([stage.pictures[i][0][None, :, :24, :24] for i in (0, 8, 16)]).float() / 255
+    images = torch.nn.functional.interpolate(images, 32)
+    wanted = stage.logits(images)
+    checkpoint.save(tmp_path / "stage0.pt", stage.result())
+    monkeypatch.setenv(pretrained.VARIABLE, str(tmp_path / "stage0.pt"))
+    model = UnifiedModel("paper", 1, 3)
+    pretrained.start(model, tuple(COLOURS))
+    assert torch.allclose(model.eval()(images).classification, wanted, atol=0.1)
+    assert wanted.argmax(1).tolist() == [0, 1, 2]
 
 
 def test_it_does_not_start_from_what_it_left_itself(folder, tmp_path, monkeypatch):
@@ -107,7 +126,7 @@ def test_a_stopped_run_ends_with_the_same_weights(folder, tmp_path):
     stage.save()
     torch.rand(3)  # whatever chance was used in between must not matter
     pretrain([folder], "paper", 3, stopped, tmp_path / "b")
-    ends = [checkpoint.load(path)["backbone"] for path in (straight, stopped)]
+    ends = [checkpoint.load(path)["model"] for path in (straight, stopped)]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
@@ -116,12 +135,13 @@ def test_a_pretrained_trunk_rests_in_the_first_epoch_and_its_early_layers_always
     pretrain([folder], "paper", 1, out, tmp_path / "first")
     monkeypatch.setenv(pretrained.VARIABLE, str(out))
     stage = Stage0(Pictures([folder]), "paper", 2, tmp_path / "second.pt")
-    states = [{k: v.clone() for k, v in stage.model.backbone.state_dict().items()}]
+    states = [{k: v.clone() for k, v in stage.model.state_dict().items()}]
     for _ in range(2):
         stage.epoch()
-        states.append({k: v.clone() for k, v in stage.model.backbone.state_dict().items()})
+        states.append({k: v.clone() for k, v in stage.model.state_dict().items()})
     pairs = itertools.pairwise(states)
     changed = [{k for k in a if not torch.equal(a[k], b[k])} for a, b in pairs]
-    early = ("trunk.downsample.0.", "trunk.downsample.1.")
-    assert changed[0] == {k for k in states[0] if not k.startswith("trunk")}
-    assert changed[1] == {k for k in states[0] if not k.startswith(early)}
+    learn = {k for k in states[0] if not k.startswith("head.2.")}  # the last layer is not stage 0's
+    early = ("backbone.trunk.downsample.0.", "backbone.trunk.downsample.1.")
+    assert changed[0] == {k for k in learn if not k.startswith("backbone.trunk")}
+    assert changed[1] == {k for k in learn if not k.startswith(early)}
