@@ -185,7 +185,7 @@ def mark(options: argparse.Namespace) -> None:
     """Evaluate and print; sets that the root does not hold are left out when all tasks are asked for."""
     tasks = chosen_tasks(options.tasks)
     model, content = load_model(options.weights)
-    classes, sizes = Classes.from_dict(content["classes"]), content["settings"]["size"]
+    classes, sizes = Classes.from_dict(content["classes"]), content["settings"]["test_size"]
     root = find_root(options.data_root, tasks)
     present = [task for task in tasks if layout.has_set(root.path, task)]
     if options.tasks != "all" and present != list(tasks):

@@ -9,7 +9,7 @@ from mtl_utils.detection import NEAREST, assign, cell_centres, decode_boxes, fla
 from mtl_utils.model import Outputs
 from mtl_utils.settings import IGNORE
 
-BOX_WEIGHT = 2.0  # of the box loss beside confidence and class, as in YOLO-style detectors with IoU losses
+BOX_WEIGHT = 3.0  # of the box loss beside confidence and class, as in YOLO-style detectors with IoU losses
 SMOOTHING = 0.1  # label smoothing of classification (Szegedy et al. 2016, section 7)
 
 

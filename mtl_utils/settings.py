@@ -46,8 +46,10 @@ class Settings:
     profile: str = "full"  # the name under which these values are listed in PROFILES
     seed: int = 0  # of the weights that start at random, the order of the images, augmentation and replay
     widths: str = "mobilenetv2"  # channel widths of Fast-SCNN: "mobilenetv2" (ImageNet weights load) or "paper"
-    size: dict = field(default_factory=lambda: dict(seg=320, det=384, cls=192))  # input pixels, train and val alike
-    epochs: dict = field(default_factory=lambda: dict(seg=45, det=64, cls=20))  # passes over the task's own images
+    size: dict = field(default_factory=lambda: dict(seg=320, det=384, cls=192))  # input pixels while training
+    test_size: dict = field(default_factory=lambda: dict(seg=384, det=384, cls=224))  # and in use: windows and crops
+    # enlarge what training sees (H. Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019)
+    epochs: dict = field(default_factory=lambda: dict(seg=45, det=64, cls=40))  # passes over the task's own images
     batch: dict = field(default_factory=lambda: dict(seg=8, det=8, cls=16))  # new images in a training step
     lr: dict = field(default_factory=lambda: dict(seg=1e-3, det=1e-3, cls=5e-4))  # AdamW's, of the parts that start at
     # random; classification starts near its goal, and a high rate there costs the replayed tasks
@@ -79,6 +81,7 @@ PROFILES = {
     "smoke": Settings(
         profile="smoke",
         size=dict(seg=96, det=96, cls=64),
+        test_size=dict(seg=96, det=96, cls=64),
         epochs=dict(seg=2, det=2, cls=2),
         eval_every=2,
     ),
@@ -86,6 +89,7 @@ PROFILES = {
     "quick": Settings(
         profile="quick",
         size=dict(seg=192, det=224, cls=160),
+        test_size=dict(seg=224, det=224, cls=192),
         epochs=dict(seg=25, det=25, cls=10),
     ),
     "full": Settings(),

@@ -182,7 +182,7 @@ def evaluate_all(run: Run, trainer: Trainer) -> dict[str, dict]:
 def evaluate_tasks(run: Run, model: torch.nn.Module, task: str) -> dict[str, dict]:
     """Metrics of a model on val for the task of a stage and all before it."""
     learned = TASKS[: TASKS.index(task) + 1]
-    return {t: evaluate(model, run.data(t, "val"), run.settings.size[t]) for t in learned}
+    return {t: evaluate(model, run.data(t, "val"), run.settings.test_size[t]) for t in learned}
 
 
 def conclude(run: Run, trainer: Trainer) -> dict:

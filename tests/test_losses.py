@@ -129,7 +129,7 @@ def test_detection_loss_agrees_with_the_formula_for_one_object():
             cx, cy, w, h = x + 8 * tx, y + 8 * ty, 32 * math.exp(tw), 32 * math.exp(th)
             box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
             quality, giou = overlap(box, (20, 24, 70, 60))
-            loss += 2 * (1 - giou) - log_softmax(classes)[1]
+            loss += 3 * (1 - giou) - log_softmax(classes)[1]
         p = 1 / (1 + math.exp(-confidence))
         cross_entropy = -(quality * math.log(p) + (1 - quality) * math.log(1 - p))
         loss += (quality - p) ** 2 * cross_entropy

@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 
-from mtl_utils.settings import MAX_DRAW, PROFILES, Settings, UserError, default_profile, get_settings
+from mtl_utils.settings import MAX_DRAW, PROFILES, TASKS, Settings, UserError, default_profile, get_settings
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -12,8 +12,8 @@ def test_every_profile_is_within_the_rules(name):
     settings = PROFILES[name]
     assert settings.profile == name
     assert 0 < settings.draw <= MAX_DRAW == 10
-    assert all(size % 32 == 0 for size in settings.size.values())
-    assert set(settings.size) == set(settings.epochs) == set(settings.batch) == {"seg", "det", "cls"}
+    assert all(size % 32 == 0 for sizes in (settings.size, settings.test_size) for size in sizes.values())
+    assert all(set(getattr(settings, name)) == set(TASKS) for name in ("size", "test_size", "epochs", "batch", "lr"))
 
 
 @pytest.mark.parametrize("name", PROFILES)

@@ -201,6 +201,18 @@ def test_training_learns(straight):
     assert history[-1]["loss"]["seg"] < history[0]["loss"]["seg"]
 
 
+def test_training_and_measuring_have_sizes_of_their_own(straight, tiny_root, tmp_path, monkeypatch):
+    sizes = dict(seg=96, det=128, cls=64)
+    run = make_run(tiny_root, tmp_path, test_size=sizes)
+    monkeypatch.setattr(stages, "evaluate", lambda model, data, size: {data.task: size})
+    found = stages.evaluate_tasks(run, straight.model("cls"), "cls")
+    assert found == {task: {task: size} for task, size in sizes.items()}
+    trainer = training.Trainer(
+        straight.model("seg"), straight.data("seg", "train"), ReplayBuffer(0), run.settings, "cpu"
+    )
+    assert next(iter(trainer.loader()))[0].shape[-2:] == (64, 64)
+
+
 def test_learning_rate_rises_then_falls_to_zero():
     factors = [training.warmup_cosine(i, total=100, warmup=0.1) for i in range(100)]
     assert factors[0] == pytest.approx(0.1) and max(factors) == factors[9] == 1
