@@ -7,6 +7,7 @@ copy of it, and with a replay buffer filled their own way.
 import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -94,7 +95,7 @@ def run_plan(plan: Plan, base: Run, results: Path) -> None:
         take_stage_1(run, base)
     for task in run.settings.tasks[-1:] if run.settings.joint else run.settings.tasks:
         run_stage(run, task)
-    checkpoint.write_json(result_path(results, plan, seed), summary(plan, run))
+    checkpoint.write_json(result_path(results, plan, seed), summary(plan, run), indent=None)
     for path in run.folder.glob("*.state.pt"):
         if path != base.path("seg", ".state.pt"):
             path.unlink()
@@ -130,11 +131,7 @@ def take_stage_1(run: Run, base: Run) -> None:
 def summary(plan: Plan, run: Run) -> dict:
     """What a run says: the metric of every task after every stage, minutes, the final metrics on draws of images."""
     found = {task: run.result(task) for task in run.settings.tasks if run.path(task, ".json").exists()}
-    last = list(found)[-1]
-    model, draws = run.model(last), {}
-    for task in found[last]["metrics"]:
-        data = run.data(task, "val")
-        draws[task] = intervals.metric_draws(data, predict_set(model, data, run.settings.test_size[task]))
+    drawn = {list(found)[-1], "seg"} if plan == REPLAY else {list(found)[-1]}  # its stage 1 is segmentation alone
     return {
         "name": plan.name,
         "changes": plan.changes,
@@ -147,8 +144,18 @@ def summary(plan: Plan, run: Run) -> dict:
             for stage, result in found.items()
         },
         "val": {task: [[e["epoch"], e["val"]] for e in r["history"] if "val" in e] for task, r in found.items()},
-        "draws": {task: np.round(values, 4).tolist() for task, values in draws.items()},
+        "draws": {stage: stage_draws(run, stage, found[stage]["metrics"]) for stage in found if stage in drawn},
     }
+
+
+def stage_draws(run: Run, stage: str, tasks: Iterable[str]) -> dict[str, list[int]]:
+    """The metrics of a stage's model on every draw of val images, in ten-thousandths."""
+    model, draws = run.model(stage), {}
+    for task in tasks:
+        data = run.data(task, "val")
+        values = intervals.metric_draws(data, predict_set(model, data, run.settings.test_size[task]))
+        draws[task] = np.rint(values * 10_000).astype(int).tolist()
+    return draws
 
 
 def read_results(folder: Path) -> list[dict]:

@@ -60,7 +60,11 @@ def test_every_run_leaves_a_summary(done):
     assert {r["name"] for r in study.read_results(done / "results")} == {plan.name for plan in PLANS}
     found = result(done, "replay")
     assert list(found["metrics"]) == ["seg", "det", "cls"] and list(found["metrics"]["cls"]) == ["seg", "det", "cls"]
-    assert all(len(values) == 1000 for values in found["draws"].values())
+    assert {stage: list(draws) for stage, draws in found["draws"].items()} == {
+        "seg": ["seg"],
+        "cls": ["seg", "det", "cls"],
+    }
+    assert all(len(values) == 1000 for draws in found["draws"].values() for values in draws.values())
     assert set(found["minutes"]) == {"seg", "det", "cls"}
 
 
@@ -81,7 +85,7 @@ def test_stage_1_is_shared_and_the_memory_is_not(done):
 def test_tasks_alone_and_joint_training(done):
     assert list(result(done, "alone-det")["metrics"]) == ["det"]
     joint = result(done, "joint")
-    assert list(joint["metrics"]) == ["cls"] and set(joint["draws"]) == {"seg", "det", "cls"}
+    assert list(joint["metrics"]) == ["cls"] and set(joint["draws"]["cls"]) == {"seg", "det", "cls"}
     # 3 steps a stage-1 epoch of 6 images, 3 in stage 2, 5 in stage 3: 14 in all, of which an epoch has 5
     assert joint["settings"]["epochs"]["cls"] == 3
 
