@@ -34,7 +34,7 @@ def matrix(result: dict) -> np.ndarray:
 def retention(results: list[dict], result: dict, task: str) -> tuple[float, np.ndarray] | None:
     """Final metric over the single-task baseline of the same seed, and the same on every draw of images (draws,).
 
-    Both are read on the same draws (paired). None without a baseline; draws in which the baseline is 0 are left out.
+    Both are read on the same draws (paired). None without a baseline; a draw in which the baseline is 0 is NaN.
     """
     alone = find(results, ALONE[task], result["settings"]["seed"])
     last = list(result["metrics"])[-1]
@@ -42,7 +42,7 @@ def retention(results: list[dict], result: dict, task: str) -> tuple[float, np.n
         return None
     baseline = alone["metrics"][task][task][METRIC_NAMES[task]]
     final, base = (np.array(r["draws"][stage][task], float) for r, stage in ((result, last), (alone, task)))
-    ratio = final[base > 0] / base[base > 0]
+    ratio = np.divide(final, base, out=np.full_like(final, np.nan), where=base > 0)
     return result["metrics"][last][task][METRIC_NAMES[task]] / baseline, ratio
 
 
@@ -52,9 +52,8 @@ def pooled(results: list[dict], name: str, task: str) -> tuple[float, float, flo
     found = [pair for pair in found if pair is not None]
     if not found:
         return None
-    shortest = min(len(draws) for _, draws in found)
-    draws = np.mean([draws[:shortest] for _, draws in found], axis=0)
-    return float(np.mean([value for value, _ in found])), *interval(draws), len(found)
+    draws = np.mean([draws for _, draws in found], axis=0)
+    return float(np.mean([value for value, _ in found])), *interval(draws[~np.isnan(draws)]), len(found)
 
 
 def forgetting_numbers(result: dict) -> dict[str, float]:
