@@ -72,6 +72,17 @@ def names_of(results: list[dict]) -> list[str]:
     return list(dict.fromkeys(r["name"] for r in results if len(list(r["metrics"].values())[-1]) == len(TASKS)))
 
 
+def memory_sizes(results: list[dict]) -> dict[str, dict[int, str]]:
+    """The runs that differ in memory alone: {selection: {stored images a task: name}}; the ends are common to all."""
+    ends = {0: "finetune", 240: "replay"}
+    found: dict[str, dict[int, str]] = {}
+    for result in results:
+        changes = result["changes"]
+        if set(changes) == {"memory", "selection"}:
+            found.setdefault(changes["selection"], {})[changes["memory"]] = result["name"]
+    return {way: dict(sorted((runs | ends).items())) for way, runs in sorted(found.items())}
+
+
 def evidence_table(results: list[dict]) -> pd.DataFrame:
     """One row a kind of run: final metrics (mean over seeds), retention with its interval, and the other numbers."""
     rows = {name: table_row(results, name) for name in names_of(results)}

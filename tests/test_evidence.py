@@ -3,20 +3,19 @@
 import numpy as np
 import pytest
 
-from mtl_utils import evidence
+from mtl_utils import evidence, plots
 from mtl_utils.settings import METRIC_NAMES
 
 
-def run(name, rows, draws=None, seed=0):
+def run(name, rows, draws=None, seed=0, changes=None):
     """A summary; rows: {stage: {task: metric}}, draws: {stage: {task: values}} (default: the metrics, twice)."""
     metrics = {s: {t: {METRIC_NAMES[t]: v, "floor": 0.0} for t, v in row.items()} for s, row in rows.items()}
     draws = draws or {s: {t: [round(1e4 * v)] * 2 for t, v in row.items()} for s, row in rows.items()}
-    return {"name": name, "settings": {"seed": seed}, "metrics": metrics, "draws": draws}
+    return {"name": name, "changes": changes or {}, "settings": {"seed": seed}, "metrics": metrics, "draws": draws}
 
 
-REPLAY = run(
-    "replay", {"seg": {"seg": 0.5}, "det": {"seg": 0.52, "det": 0.2}, "cls": {"seg": 0.48, "det": 0.19, "cls": 0.9}}
-)
+AFTER = {"seg": {"seg": 0.5}, "det": {"seg": 0.52, "det": 0.2}, "cls": {"seg": 0.48, "det": 0.19, "cls": 0.9}}
+REPLAY = run("replay", AFTER)
 ALONE_DET, ALONE_CLS = run("alone-det", {"det": {"det": 0.25}}), run("alone-cls", {"cls": {"cls": 0.9}})
 RESULTS = [REPLAY, ALONE_DET, ALONE_CLS]
 
@@ -42,7 +41,7 @@ def test_draws_are_paired():
 def test_draws_in_which_the_baseline_found_nothing_are_left_out():
     base = run("alone-det", {"det": {"det": 0.2}}, {"det": {"det": [0, 2000]}})
     final = run("replay", {"cls": {"det": 0.1}}, {"cls": {"det": [500, 1000]}})
-    assert evidence.retention([base, final], final, "det")[1].tolist() == [0.5]
+    assert evidence.pooled([base, final], "replay", "det")[:3] == (0.5, 0.5, 0.5)
 
 
 def test_seeds_are_compared_with_their_own_baseline_and_averaged():
@@ -73,3 +72,20 @@ def test_the_table_has_a_row_for_each_kind_of_run_with_all_tasks():
     assert list(table.index) == ["replay", "joint"]
     assert table.loc["replay", "mAP@50, % of alone"] == "76 [76, 76]"
     assert table.loc["replay", "forgetting"] == "+0.025" and np.isnan(table.loc["joint", "forgetting"])
+
+
+def test_memory_sizes_have_common_ends():
+    few = [run(f"memory{n}-random", AFTER, changes={"memory": n, "selection": "random"}) for n in (20, 10)]
+    more = run("memory10-lwf", AFTER, changes={"memory": 10, "lwf": 1.0})
+    found = evidence.memory_sizes([REPLAY, *few, more])
+    assert found == {"random": {0: "finetune", 10: "memory10-random", 20: "memory20-random", 240: "replay"}}
+
+
+def test_figures_show_what_there_is():
+    few = [run(f"memory{n}-random", AFTER, changes={"memory": n, "selection": "random"}) for n in (10, 60)]
+    results = [*RESULTS, run("finetune", AFTER), *few]
+    dots = plots.retention_dots(results)
+    assert [label.get_text() for label in dots.axes[0].get_yticklabels()] == evidence.names_of(results)
+    curves = plots.memory_curves(results)
+    assert curves.axes[1].lines[0].get_xdata().tolist() == [0, 10, 60, 240]
+    assert curves.axes[1].lines[0].get_ydata().tolist() == pytest.approx([0.76] * 4)
