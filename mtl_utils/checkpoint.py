@@ -64,7 +64,8 @@ def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {k: v.cpu().half() if v.is_floating_point() else v.cpu() for k, v in state.items()}
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write JSON, readable for people."""
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+def write_json(path: Path, content: object, indent: int | None = 1) -> None:
+    """Write JSON, readable for people unless `indent` is None, which makes it small."""
+    separators = None if indent else (",", ":")
+    text = json.dumps(content, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False)
     write_atomically(path, lambda file: file.write(text.encode()))

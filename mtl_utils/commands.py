@@ -79,6 +79,12 @@ def make_parser() -> argparse.ArgumentParser:
     log.add_argument("run", type=Path, help="folder of a run")
     log.add_argument("note", help="what was tried")
     log.set_defaults(command=lambda o: publish.log_run(o.run, o.note))
+    study = commands.add_parser("study", help="the runs behind the evidence: baselines, remedies, memory sizes, seeds")
+    study.add_argument("--what", choices=("baselines", "remedies", "memory", "seeds"), required=True)
+    study.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run of each kind for every seed")
+    study.add_argument("--profile", choices=PROFILES, help="default: full with a GPU, quick without")
+    study.add_argument("--data-root", help="folder of the mini sets (default: MTL_DATA_ROOT, data/, synthetic)")
+    study.set_defaults(command=study_command)
     publishing = commands.add_parser("publish", help="remake README's results from figures/metrics.json")
     publishing.add_argument("run", nargs="?", type=Path, help="first take over what this run folder holds")
     publishing.set_defaults(command=publish_command)
@@ -160,6 +166,18 @@ def bench_command(options: argparse.Namespace) -> None:
         found = throughput.throughput(run, task)
         speeds = f"{found['network']:.1f} images/s alone, {found['loop']:.1f} in the loop"
         print(f"{TASK_NAMES[task]:15} {speeds}: {found['ratio']:.0%}")
+
+
+def study_command(options: argparse.Namespace) -> None:
+    """Run what is missing of a study; results on photographs belong to the repository, others to runs/."""
+    from mtl_utils import study
+
+    settings, root = get_settings(options.profile), find_root(options.data_root)
+    kind = "synthetic" if root.chosen_by == "synthetic" else "real"
+    folder = PROJECT / "runs" / f"study-{settings.profile}-{kind}"
+    results = study.RESULTS / settings.profile if kind == "real" else folder / "results"
+    study.run_study(options.what, settings, root, options.seeds, folder, results)
+    print(f"{len(study.read_results(results))} runs are in {results}")
 
 
 def publish_command(options: argparse.Namespace) -> None:

@@ -115,6 +115,14 @@ def detection_metrics(dataset: MiniSet, detections: list[dict[str, Tensor]]) -> 
 
 def coco_precision(dataset: MiniSet, detections: list[dict[str, Tensor]]) -> np.ndarray:
     """COCOeval's precision over all sizes at 100 detections an image, (10 overlaps, 101 recalls, C)."""
+    run = coco_evaluation(dataset, detections)
+    with contextlib.redirect_stdout(io.StringIO()):
+        run.accumulate()
+    return run.eval["precision"][:, :, :, 0, 2]
+
+
+def coco_evaluation(dataset: MiniSet, detections: list[dict[str, Tensor]], **params) -> COCOeval:
+    """COCOeval, with these parameters of its own, after matching every detection to the truth: ready to accumulate."""
     ids = dataset.classes.det_ids
     rows = [
         (image_id, *box, score, ids[label])
@@ -140,9 +148,9 @@ def coco_precision(dataset: MiniSet, detections: list[dict[str, Tensor]]) -> np.
         result = coco.loadRes(np.array(rows or [(dataset.ids[0], -2.0, -2.0, 1.0, 1.0, 0.0, ids[0])]))
         run = COCOeval(coco, result, "bbox")
         run.params.imgIds = sorted(dataset.ids)
+        vars(run.params).update(params)
         run.evaluate()
-        run.accumulate()
-    return run.eval["precision"][:, :, :, 0, 2]
+    return run
 
 
 def classification_metrics(dataset: MiniSet, probabilities: list[Tensor]) -> dict:

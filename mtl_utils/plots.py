@@ -13,6 +13,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mtl_utils import evidence
 from mtl_utils.report import r_matrix
 from mtl_utils.settings import METRIC_NAMES, TASK_NAMES, TASKS
 
@@ -119,6 +120,48 @@ def matrix_heatmap(metrics: dict) -> Figure:
     sns.heatmap(shade, annot=matrix, fmt=".3f", xticklabels=columns, yticklabels=rows, ax=axis, **look)
     axis.tick_params(length=0, axis="both")
     plt.setp(axis.get_yticklabels(), rotation=0)
+    return figure
+
+
+def retention_dots(results: list[dict]) -> Figure:
+    """Retention of every kind of run, one panel a task: mean over seeds with its 95 % interval over images."""
+    names = evidence.names_of(results)
+    figure, axes = plt.subplots(1, 3, figsize=(11, 1 + 0.35 * len(names)), layout="constrained", sharey=True)
+    for axis, task in zip(axes, TASKS, strict=True):
+        for i, name in enumerate(names):
+            if kept := evidence.pooled(results, name, task):
+                value, low, high, _ = kept
+                axis.plot([low, high], [i, i], color=TASK_COLOURS[task], linewidth=2)
+                axis.plot(value, i, TASK_MARKS[task], color=TASK_COLOURS[task], markeredgecolor="black")
+        draw_rule(axis.axvline)
+        axis.set(title=METRIC_NAMES[task], xlabel="part of the task alone", xlim=(0, None))
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    return figure
+
+
+def draw_rule(line: Callable) -> None:
+    """The task alone (solid) and the assignment's 95 % of it (dotted), by axvline or axhline."""
+    line(1.0, color="0.3", linewidth=1)
+    line(evidence.RULE, color="0.3", linewidth=1, linestyle=":")
+
+
+def memory_curves(results: list[dict]) -> Figure:
+    """Retention against the number of stored images a task, one panel a task and one line a way to choose them."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained", sharey=True)
+    for axis, task in zip(axes, TASKS, strict=True):
+        for (selection, runs), line in zip(evidence.memory_sizes(results).items(), TASK_LINES.values(), strict=False):
+            kept = {size: evidence.pooled(results, name, task) for size, name in runs.items()}
+            kept = {size: k for size, k in kept.items() if k}
+            low, high = zip(*(k[1:3] for k in kept.values()), strict=True)
+            axis.plot(list(kept), [k[0] for k in kept.values()], line, color=TASK_COLOURS[task], label=selection)
+            axis.fill_between(list(kept), low, high, color="0.5", alpha=0.12)
+        draw_rule(axis.axhline)
+        axis.set(title=METRIC_NAMES[task], xlabel="stored images a task", ylim=(0, None))
+        axis.set_xscale("symlog", linthresh=10)
+        axis.set_xticks((0, 10, 20, 60, 240), labels=("0", "10", "20", "60", "240"))
+    axes[0].set_ylabel("part of the task alone")
+    axes[0].legend(frameon=False, fontsize=9)
     return figure
 
 

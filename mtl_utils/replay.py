@@ -1,7 +1,7 @@
-"""The replay buffer: a few exemplars of every task already learned, class-balanced, as they came.
+"""The replay buffer: a few exemplars of every task already learned, as they came, and what remedies keep beside them.
 
-Experience replay after A. Chaudhry et al., "On Tiny Episodic Memories in Continual Learning", 2019; exemplars chosen
-so that every class is stored about equally often.
+Experience replay after A. Chaudhry et al., "On Tiny Episodic Memories in Continual Learning", 2019; by default the
+exemplars are chosen so that every class is stored about equally often.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 
 from mtl_utils.data import MiniSet, Sample, classes_of
 from mtl_utils.objects import mask_objects
-from mtl_utils.settings import MAX_DRAW
+from mtl_utils.settings import MAX_DRAW, UserError
 
 TV_TYPES = {"image": tv_tensors.Image, "mask": tv_tensors.Mask}
 
@@ -21,31 +21,77 @@ class ReplayBuffer:
     def __init__(self, capacity: int):
         self.capacity = capacity
         self.samples: dict[str, list[Sample]] = {}
+        self.outputs: dict[str, Tensor] = {}  # maps (N, C, h, w) float16 of the samples, for DER++
+        self.fisher: dict[str, Tensor] = {}  # strength by weight's name, summed over the tasks, for EWC
 
-    def fill(self, dataset: MiniSet, generator: torch.Generator) -> None:
-        """Keep a class-balanced choice of a task's training set."""
+    def fill(
+        self,
+        dataset: MiniSet,
+        generator: torch.Generator,
+        selection: str = "balanced",
+        features: Tensor | None = None,
+    ) -> None:
+        """Keep a choice of a task's training set; herding goes by the images' features (N, D)."""
         if self.capacity > 0:
-            chosen = balanced_choice(dataset, self.capacity, generator)
+            chosen = choose(selection, dataset, self.capacity, generator, features)
             self.samples[dataset.task] = [with_objects(*dataset[i], dataset.classes.det) for i in chosen]
 
     def draw(self, task: str, count: int, generator: torch.Generator) -> list[Sample]:
         """`count` random samples of a task for one training step, without repetition where enough are stored."""
         assert count <= MAX_DRAW, f"{count} replayed images of a task in one step; the assignment allows {MAX_DRAW}"
-        stored = self.samples[task]
-        picks: set[int] = set()
-        while len(picks) < min(count, len(stored)):
-            picks.add(int(torch.randint(len(stored), (1,), generator=generator)))
-        return [stored[i] for i in sorted(picks)]
+        return [self.samples[task][i] for i in self.pick(task, count, generator)]
+
+    def draw_outputs(self, task: str, count: int, generator: torch.Generator) -> tuple[list[Sample], Tensor]:
+        """As `draw`, with the stored maps (count, C, h, w) of the samples."""
+        assert count <= MAX_DRAW, f"{count} replayed images of a task in one step; the assignment allows {MAX_DRAW}"
+        picks = self.pick(task, count, generator)
+        return [self.samples[task][i] for i in picks], self.outputs[task][picks]
+
+    def pick(self, task: str, count: int, generator: torch.Generator) -> list[int]:
+        """Random indices of a task's samples, without repetition where enough are stored."""
+        stored, picks = len(self.samples[task]), set()
+        while len(picks) < min(count, stored):
+            picks.add(int(torch.randint(stored, (1,), generator=generator)))
+        return sorted(picks)
 
     def state_dict(self) -> dict:
         """Plain tensors, as they are stored in checkpoints."""
         samples = {task: [pack(*sample) for sample in stored] for task, stored in self.samples.items()}
-        return {"capacity": self.capacity, "samples": samples}
+        return {"capacity": self.capacity, "samples": samples, "outputs": self.outputs, "fisher": self.fisher}
 
     def load_state_dict(self, state: dict) -> None:
         """The inverse of state_dict."""
         self.capacity = state["capacity"]
         self.samples = {task: [unpack(s) for s in stored] for task, stored in state["samples"].items()}
+        self.outputs, self.fisher = dict(state["outputs"]), dict(state["fisher"])
+
+
+def choose(
+    selection: str, dataset: MiniSet, count: int, generator: torch.Generator, features: Tensor | None = None
+) -> list[int]:
+    """`count` indices of a set by "balanced", "random" or "herding" selection. Raises UserError for another word."""
+    if selection == "balanced":
+        return balanced_choice(dataset, count, generator)
+    if selection == "random":
+        return torch.randperm(len(dataset), generator=generator)[:count].tolist()
+    if selection == "herding":
+        return herding_choice(features, count)
+    raise UserError(f"Settings.selection is {selection!r}: choose balanced, random or herding.")
+
+
+def herding_choice(features: Tensor, count: int) -> list[int]:
+    """Indices whose mean feature stays nearest to the mean of all (N, D), one after another.
+
+    M. Welling, "Herding dynamical weights to learn", ICML 2009, as in S.-A. Rebuffi et al., "iCaRL", CVPR 2017.
+    """
+    features = torch.nn.functional.normalize(features.float(), dim=1)
+    mean, total, chosen = features.mean(0), torch.zeros(features.shape[1]), []
+    while len(chosen) < min(count, len(features)):
+        distance = (mean - (total + features) / (len(chosen) + 1)).norm(dim=1)
+        distance[chosen] = float("inf")
+        chosen.append(int(distance.argmin()))
+        total = total + features[chosen[-1]]
+    return chosen
 
 
 def balanced_choice(dataset: MiniSet, count: int, generator: torch.Generator) -> list[int]:

@@ -60,14 +60,25 @@ class Settings:
     warmup: float = 0.05  # fraction of a stage's steps in which the learning rate rises to lr
     calm: float = 0.1  # last fraction of a stage's epochs without heavy augmentation; the best model is one of these
     ema: float = 0.99  # decay per step of the averaged weights that are evaluated and saved
+    tasks: list = field(default_factory=lambda: list(TASKS))  # in the order of the stages; one: a single-task baseline
+    joint: bool = False  # all tasks at once in the last one's stage, with all their images: the upper bound
     memory: int = 240  # images a task in the replay buffer: all of a mini set
+    selection: str = "balanced"  # which images it keeps: "balanced" over the classes, "random", or by "herding"
     draw: int = 6  # replayed images of each earlier task in a training step (the assignment allows 10); 0: no replay
     replay_weight: float = 1.0  # weight of an earlier task's loss beside the new task's
     distill: float = 1.0  # weight of keeping what stage 0 knows; without its weights there is nothing to keep
+    lwf: float = 0.0  # weights of the other remedies (remedies.py), 0 for none: learning without forgetting,
+    had: float = 0.0  # heterogeneity-aware distillation,
+    der: float = 0.0  # DER++, which takes half of `draw` for stored outputs,
+    ewc: float = 0.0  # and elastic weight consolidation
     mask_boxes: bool = True  # a replayed segmentation image also teaches detection, by boxes around its masks' objects
     fold: bool = True  # fold BatchNorm into the convolutions after stage 1; False lets its statistics drift on
     clip: float = 5.0  # largest norm of the gradient, against the rare bad batch
     eval_every: int = 10  # epochs between two evaluations on val while training; the last epoch always is one
+
+    def earlier(self, task: str) -> list[str]:
+        """The tasks learned before a task, or in joint training with it."""
+        return self.tasks[: self.tasks.index(task)]
 
     def as_dict(self) -> dict:
         """The settings as plain types, as they are stored in checkpoints and metrics.json."""

@@ -2,7 +2,7 @@
 
 Public weights exist for the trunk alone; pyramid pooling, feature fusion and the head would otherwise start at random
 on 240 photographs. A linear classifier reads the mean of the features that the head's last layer will read. It is kept
-with the weights: the later stages must not forget what it knows (distill.py).
+with the weights: the later stages must not forget what it knows (remedies.py).
 A trunk with ImageNet weights rests in the first epoch, so that what is new does not distort it (A. Kumar et al.,
 "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022).
 """

@@ -19,8 +19,10 @@ import torch
 from mtl_utils import checkpoint, pretrained, report
 from mtl_utils.data import Classes, MiniSet, Root, find_classes, find_root, fingerprint
 from mtl_utils.evaluation import evaluate
+from mtl_utils.memory import remember
 from mtl_utils.model import UnifiedModel, count_parameters, load_weights
 from mtl_utils.objects import shared_classes
+from mtl_utils.remedies import make_remedies
 from mtl_utils.replay import ReplayBuffer
 from mtl_utils.settings import (
     METRIC_NAMES,
@@ -123,7 +125,7 @@ def run_stage(run: Run, task: str, after_epoch: Callable[[Trainer], None] | None
     """
     if run.finished(task):
         return run.result(task)
-    for earlier in TASKS[: TASKS.index(task)]:
+    for earlier in predecessors(run.settings, task):
         if not run.finished(earlier):
             name = run.path(earlier).name
             print(f"{name} is missing (notebook {TASKS.index(earlier) + 3:02d} makes it): training it first.")
@@ -146,23 +148,36 @@ def open_results(run: Run) -> tuple[dict, dict[str, UnifiedModel]]:
     return report.read_metrics(run.folder / "metrics.json"), {task: run.model(task) for task in TASKS}
 
 
+def predecessors(settings: Settings, task: str) -> list[str]:
+    """The stages that must be finished before a stage; joint training has only one."""
+    return [] if settings.joint else settings.earlier(task)
+
+
 def make_trainer(run: Run, task: str) -> Trainer:
     """A trainer at the beginning of a stage, or where the stage was stopped."""
-    before = TASKS[: TASKS.index(task)]
-    buffer = ReplayBuffer(run.settings.memory)
-    if before:
-        model, _ = load_model(run.path(before[-1]))
-        buffer.load_state_dict(checkpoint.load(run.path(before[-1], ".state.pt"))["buffer"])
-        if task == "det":
-            model.head.share_classes(shared_classes(run.classes.det))
-    else:
-        model = build(run.settings, run.classes)
-        pretrained.start(model, run.classes.cls)
-    trainer = Trainer(model, run.data(task, "train"), buffer, run.settings, run.device)
+    model, buffer = beginning(run, task)
+    remedies = make_remedies(run.settings, model, task, buffer.fisher)
+    trainer = Trainer(model, run.data(task, "train"), buffer, run.settings, run.device, remedies)
     if run.result(task) and run.path(task, ".state.pt").exists():
         trainer.load_state_dict(checkpoint.load(run.path(task, ".state.pt")))
         print(f"continuing {TASK_NAMES[task]} after epoch {len(trainer.history)}")
     return trainer
+
+
+def beginning(run: Run, task: str) -> tuple[UnifiedModel, ReplayBuffer]:
+    """The model and the replay buffer that a stage starts with: those of the stage before, or new ones."""
+    buffer = ReplayBuffer(run.settings.memory)
+    if before := predecessors(run.settings, task):
+        model, _ = load_model(run.path(before[-1]))
+        buffer.load_state_dict(checkpoint.load(run.path(before[-1], ".state.pt"))["buffer"])
+        if task == "det" and "seg" in before:
+            model.head.share_classes(shared_classes(run.classes.det))
+        return model, buffer
+    model = build(run.settings, run.classes)
+    pretrained.start(model, run.classes.cls)
+    for other in run.settings.earlier(task):  # joint training: everything is at hand from the beginning
+        buffer.fill(run.data(other, "train"), torch.Generator().manual_seed(run.settings.seed))
+    return model, buffer
 
 
 def record(run: Run, trainer: Trainer) -> None:
@@ -181,20 +196,16 @@ def evaluate_all(run: Run, trainer: Trainer) -> dict[str, dict]:
 
 def evaluate_tasks(run: Run, model: torch.nn.Module, task: str) -> dict[str, dict]:
     """Metrics of a model on val for the task of a stage and all before it."""
-    learned = TASKS[: TASKS.index(task) + 1]
+    learned = [*run.settings.earlier(task), task]
     return {t: evaluate(model, run.data(t, "val"), run.settings.test_size[t]) for t in learned}
 
 
 def conclude(run: Run, trainer: Trainer) -> dict:
-    """After the last epoch: fill the buffer, evaluate the best model, save it, and report the stage."""
-    task = trainer.task
-    trainer.buffer.fill(trainer.dataset, torch.Generator().manual_seed(run.settings.seed))
-    model = build(run.settings, run.classes)
-    load_weights(model, trainer.best["model"])
-    weights = checkpoint.halved(finish_stage(model, run.settings).state_dict())
-    load_weights(model, weights)  # what is evaluated is what is saved
-    model = model.to(run.device, memory_format=torch.channels_last)
+    """After the last epoch: evaluate the best model, fill the buffer, save both, and report the stage."""
+    task, model = trainer.task, best_model(run, trainer)
     metrics = evaluate_tasks(run, model, task)
+    if task != run.settings.tasks[-1]:
+        remember(trainer, model)
     result = {
         "key": run.key,
         "history": trainer.history,
@@ -205,10 +216,19 @@ def conclude(run: Run, trainer: Trainer) -> dict:
     common = {"classes": run.classes.as_dict(), "settings": run.settings.as_dict(), "start": run.key["start"]}
     scores = {t: m[METRIC_NAMES[t]] for t, m in metrics.items()}
     checkpoint.save(run.path(task, ".state.pt"), trainer.state_dict())
+    weights = checkpoint.halved(model.state_dict())
     checkpoint.save(run.path(task), common | {"model": weights, "stage": task, "val": scores})
     checkpoint.write_json(run.path(task, ".json"), result)
     write_metrics(run)
     return result
+
+
+def best_model(run: Run, trainer: Trainer) -> UnifiedModel:
+    """The model that a stage hands on, as it will be read from its file: rounded to half precision."""
+    model = build(run.settings, run.classes)
+    load_weights(model, trainer.best["model"])
+    load_weights(model, checkpoint.halved(finish_stage(model, run.settings).state_dict()))
+    return model.to(run.device, memory_format=torch.channels_last)
 
 
 def write_metrics(run: Run) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from mtl_utils.remedies import make_remedies
 from mtl_utils.replay import ReplayBuffer
-from mtl_utils.settings import TASKS
 from mtl_utils.stages import Run, build
 from mtl_utils.training import Trainer, finish_stage
 
@@ -32,11 +32,12 @@ def fresh_trainer(run: Run, task: str) -> Trainer:
     """A trainer of the stage with a random model and a full buffer."""
     model, buffer = build(run.settings, run.classes), ReplayBuffer(run.settings.memory)
     model.pretrained = True
-    for earlier in TASKS[: TASKS.index(task)]:
+    for earlier in run.settings.earlier(task):
         buffer.fill(run.data(earlier, "train"), torch.Generator().manual_seed(0))
     if buffer.samples:
         finish_stage(model, run.settings)
-    trainer = Trainer(model, run.data(task, "train"), buffer, run.settings, run.device)
+    remedies = make_remedies(run.settings, model, task, {})
+    trainer = Trainer(model, run.data(task, "train"), buffer, run.settings, run.device, remedies)
     trainer.model.train()
     return trainer
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from mtl_utils.data import MiniSet
-from mtl_utils.distill import find_teacher
 from mtl_utils.losses import class_weights, classification_loss, detection_loss, segmentation_loss
 from mtl_utils.model import UnifiedModel, fold_batchnorm
+from mtl_utils.remedies import Remedy
 from mtl_utils.replay import ReplayBuffer
 from mtl_utils.settings import IGNORE, TASK_NAMES, TASKS, VOC_CLASSES, Settings, UserError
 from mtl_utils.transforms import calm, collate, heavy
@@ -30,12 +30,18 @@ class Trainer:
     never chosen on val, since val is what the results are reported on.
     """
 
-    def __init__(self, model: UnifiedModel, dataset: MiniSet, buffer: ReplayBuffer, settings: Settings, device: str):
+    def __init__(
+        self,
+        model: UnifiedModel,
+        dataset: MiniSet,
+        buffer: ReplayBuffer,
+        settings: Settings,
+        device: str,
+        remedies: Sequence[Remedy] = (),
+    ):
         self.task, self.dataset, self.buffer = dataset.task, dataset, buffer
-        teacher = find_teacher(settings)
-        self.teacher = teacher and teacher.to(device, memory_format=torch.channels_last)
-        self.settings, self.device = settings, device
-        self.earlier = [t for t in TASKS[: TASKS.index(self.task)] if settings.draw and t in buffer.samples]
+        self.settings, self.device, self.remedies = settings, device, remedies
+        self.earlier = [t for t in settings.earlier(self.task) if settings.draw and t in buffer.samples]
         self.model = model.to(device, memory_format=torch.channels_last)
         self.ema = AveragedModel(self.model, avg_fn=partial(warm_average, settings.ema), use_buffers=True)
         seed = 10 * settings.seed + TASKS.index(self.task)
@@ -96,11 +102,12 @@ class Trainer:
             values[task] = weight * loss.item()
             if task == "seg" and self.settings.mask_boxes and self.task != "seg":
                 loss = loss + self.losses["det"](outputs, targets)  # the same forward teaches both
-            if self.teacher and task == self.task:
-                loss = loss + self.settings.distill * self.keep(images, hidden)
+            loss = loss + self.against_forgetting("on_batch", task, images, hidden)
             if not math.isfinite(values[task]):
                 raise UserError(f"The {task} loss became {values[task]} in {self.title()}: lower Settings.lr.")
             self.scaler.scale(weight * loss).backward()
+        if isinstance(extra := self.against_forgetting("on_step"), Tensor):
+            self.scaler.scale(extra).backward()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         if norm.isfinite():  # a rare gradient in half precision is not: it would spoil every weight
@@ -110,14 +117,15 @@ class Trainer:
         self.ema.update_parameters(self.model)
         return values
 
-    def keep(self, images: Tensor, hidden: Tensor) -> Tensor:
-        """The loss of keeping what stage 0 knows, on new images and their hidden features."""
+    def against_forgetting(self, when: str, *about) -> Tensor | float:
+        """The sum of what the remedies add to the loss, after a batch or once a step (see remedies.Remedy)."""
         with mixed_precision(self.device):
-            return self.teacher.loss(images, hidden)
+            return sum((getattr(remedy, when)(self, *about) for remedy in self.remedies), start=0.0)
 
     def replay(self) -> dict[str, Batch]:
-        """A batch of stored samples of each earlier task, augmented like new ones."""
-        drawn = {task: self.buffer.draw(task, self.settings.draw, self.generator) for task in self.earlier}
+        """A batch of stored samples of each earlier task, augmented like new ones; DER++ takes half of them itself."""
+        count = self.settings.draw - (self.settings.draw // 2 if self.settings.der else 0)
+        drawn = {task: self.buffer.draw(task, count, self.generator) for task in self.earlier}
         return {task: collate(samples, self.transform(task), task) for task, samples in drawn.items()}
 
     def transform(self, task: str) -> nn.Module:

@@ -8,8 +8,8 @@ from torchvision import tv_tensors
 
 from mtl_utils import checkpoint
 from mtl_utils.data import MiniSet, classes_of, find_classes
-from mtl_utils.replay import ReplayBuffer, balanced_choice, pack, unpack
-from mtl_utils.settings import IGNORE, TASKS
+from mtl_utils.replay import ReplayBuffer, balanced_choice, choose, pack, unpack
+from mtl_utils.settings import IGNORE, TASKS, UserError
 
 
 def chance(seed: int = 0) -> torch.Generator:
@@ -193,3 +193,38 @@ def test_unpack_undoes_pack_for_an_image_without_objects():
     image, target = unpack(pack(photo(20, 30), objects([], [], size=(20, 30))))
     assert image.shape == (3, 20, 30)
     assert target["boxes"].shape == (0, 4) and target["boxes"].canvas_size == (20, 30)
+
+
+def test_herding_by_hand():
+    """Of three directions the middle one is nearest to their mean; of the outer two the first."""
+    features = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 3.0]])
+    assert choose("herding", cls_set([0, 0, 0]), 3, chance(), features) == [2, 0, 1]
+
+
+def test_herding_keeps_the_mean_better_than_chance():
+    features = torch.nn.functional.normalize(torch.randn(60, 8) + torch.randint(0, 2, (60, 1)) * 2, dim=1)
+    far = lambda chosen: (features[chosen].mean(0) - features.mean(0)).norm().item()  # noqa: E731
+    chosen = choose("herding", cls_set([0] * 60), 10, chance(), features)
+    assert len(set(chosen)) == 10
+    assert far(chosen) < min(far(torch.randperm(60)[:10].tolist()) for _ in range(50))
+
+
+def test_random_selection_repeats_nothing_and_follows_the_generator():
+    first, again = (choose("random", cls_set([0] * 9), 5, chance()) for _ in range(2))
+    assert first == again and len(set(first)) == 5
+
+
+def test_an_unknown_selection_is_named():
+    with pytest.raises(UserError, match="'best': choose balanced, random or herding"):
+        choose("best", cls_set([0]), 1, chance())
+
+
+def test_stored_outputs_and_strengths_survive_the_checkpoint():
+    buffer, other = ReplayBuffer(2), ReplayBuffer(2)
+    buffer.fill(cls_set([0, 1]), chance())
+    buffer.outputs["cls"], buffer.fisher["weight"] = torch.rand(2, 3, 4, 4), torch.rand(5)
+    other.load_state_dict(buffer.state_dict())
+    samples, stored = other.draw_outputs("cls", 1, chance())
+    index = next(i for i, (image, _) in enumerate(buffer.samples["cls"]) if torch.equal(image, samples[0][0]))
+    assert torch.equal(stored[0], buffer.outputs["cls"][index])
+    assert torch.equal(other.fisher["weight"], buffer.fisher["weight"])

@@ -1,0 +1,163 @@
+"""The evidence: named sets of runs that differ in one thing each, run where they are missing, one JSON a run.
+
+All runs of a seed share the segmentation of stage 1, which nothing that is compared here touches: they begin with a
+copy of it, and with a replay buffer filled their own way.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from mtl_utils import checkpoint, intervals
+from mtl_utils.data import Root
+from mtl_utils.evaluation import predict_set
+from mtl_utils.memory import remember
+from mtl_utils.settings import METRIC_NAMES, PROJECT, TASKS, Settings
+from mtl_utils.stages import Run, load_model, make_trainer, run_stage
+
+RESULTS = PROJECT / "figures" / "study"  # one folder a profile, one JSON a run
+POLL = 5  # seconds between two looks at a stage that another process trains
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run of a study: its name and what it changes in the profile's settings."""
+
+    name: str
+    changes: dict = field(default_factory=dict)
+
+
+REPLAY = Plan("replay")  # the default, and the run whose stage 1 the others share
+FINETUNE = Plan("finetune", {"draw": 0})
+ALONE = [Plan("alone-det", {"tasks": ["det"]}), Plan("alone-cls", {"tasks": ["cls"]})]
+MEMORIES = [
+    Plan(f"memory{size}-{selection}", {"memory": size, "selection": selection})
+    for size, selection in product((10, 20, 60), ("balanced", "random", "herding"))
+]
+STUDIES = {
+    "baselines": [REPLAY, FINETUNE, *ALONE, Plan("joint", {"joint": True})],
+    "remedies": [
+        REPLAY,
+        FINETUNE,
+        Plan("lwf", {"draw": 0, "lwf": 1.0}),
+        Plan("had", {"draw": 0, "had": 1.0}),
+        Plan("ewc", {"draw": 0, "ewc": 100.0}),
+        Plan("der", {"der": 0.5}),
+        Plan("replay+lwf", {"lwf": 1.0}),
+    ],
+    "memory": [REPLAY, FINETUNE, *MEMORIES, Plan("memory10-lwf", {"memory": 10, "lwf": 1.0})],
+    "seeds": [REPLAY, *ALONE],
+}
+
+
+def run_study(what: str, settings: Settings, root: Root, seeds: list[int], folder: Path, results: Path) -> None:
+    """Run what is missing of a study; of several processes (torchrun) each takes its share."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    todo = [(plan, seed) for seed, plan in product(seeds, STUDIES[what])]
+    todo = [(plan, seed) for plan, seed in todo if not result_path(results, plan, seed).exists()]
+    for seed in sorted({seed for plan, seed in todo if shares_stage_1(replace(settings, **plan.changes))}):
+        share_stage_1(base_run(settings, seed, root, folder), rank)
+    for number, (plan, seed) in enumerate(todo):
+        if number % world == rank:
+            print(f"{plan.name}, seed {seed} ({number + 1} of {len(todo)})", flush=True)
+            run_plan(plan, base_run(settings, seed, root, folder), results)
+
+
+def result_path(results: Path, plan: Plan, seed: int) -> Path:
+    """Where the JSON of a run lies."""
+    return results / f"{plan.name}_seed{seed}.json"
+
+
+def base_run(settings: Settings, seed: int, root: Root, folder: Path) -> Run:
+    """The default run of a seed, whose stage 1 the others share."""
+    return Run(replace(settings, seed=seed), folder / f"{REPLAY.name}_seed{seed}", root)
+
+
+def share_stage_1(base: Run, rank: int) -> None:
+    """Train the shared stage; the other processes wait for the first to do so."""
+    if rank == 0:
+        run_stage(base, "seg")
+    while not base.finished("seg"):
+        time.sleep(POLL)
+
+
+def run_plan(plan: Plan, base: Run, results: Path) -> None:
+    """Train one run's stages, measure it, write its JSON, and free the disk of what only training needs."""
+    seed = base.settings.seed
+    run = Run(planned(plan, base), base.folder.with_name(f"{plan.name}_seed{seed}"), base.root)
+    if shares_stage_1(run.settings) and not run.finished("seg"):
+        take_stage_1(run, base)
+    for task in run.settings.tasks[-1:] if run.settings.joint else run.settings.tasks:
+        run_stage(run, task)
+    checkpoint.write_json(result_path(results, plan, seed), summary(plan, run), indent=None)
+    for path in run.folder.glob("*.state.pt"):
+        if path != base.path("seg", ".state.pt"):
+            path.unlink()
+
+
+def planned(plan: Plan, base: Run) -> Settings:
+    """The settings of a run; joint training lasts as many steps as the three stages together."""
+    settings = replace(base.settings, **plan.changes)
+    if not settings.joint:
+        return settings
+    steps = {task: max(1, len(base.data(task, "train")) // settings.batch[task]) for task in TASKS}
+    total, last = sum(steps[task] * settings.epochs[task] for task in TASKS), settings.tasks[-1]
+    return replace(settings, epochs=settings.epochs | {last: round(total / steps[last])})
+
+
+def shares_stage_1(settings: Settings) -> bool:
+    """Whether a run begins with segmentation alone."""
+    return settings.tasks[0] == "seg" and not settings.joint
+
+
+def take_stage_1(run: Run, base: Run) -> None:
+    """Begin a run with the segmentation of another, and with a replay buffer of its own."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    content = checkpoint.load(base.path("seg"))
+    checkpoint.save(run.path("seg"), content | {"settings": run.settings.as_dict()})
+    model = load_model(run.path("seg"))[0].to(run.device)
+    trainer = make_trainer(run, "seg")
+    remember(trainer, model)
+    checkpoint.save(run.path("seg", ".state.pt"), {"buffer": trainer.buffer.state_dict()})
+    checkpoint.write_json(run.path("seg", ".json"), base.result("seg") | {"key": run.key})
+
+
+def summary(plan: Plan, run: Run) -> dict:
+    """What a run says: the metric of every task after every stage, minutes, the final metrics on draws of images."""
+    found = {task: run.result(task) for task in run.settings.tasks if run.path(task, ".json").exists()}
+    drawn = {list(found)[-1], "seg"} if plan == REPLAY else {list(found)[-1]}  # its stage 1 is segmentation alone
+    return {
+        "name": plan.name,
+        "changes": plan.changes,
+        **run.key,
+        "source": str(run.root),
+        "device": run.device,
+        "minutes": {task: result["minutes"] for task, result in found.items()},
+        "metrics": {
+            stage: {task: {k: m[k] for k in (METRIC_NAMES[task], "floor")} for task, m in result["metrics"].items()}
+            for stage, result in found.items()
+        },
+        "val": {task: [[e["epoch"], e["val"]] for e in r["history"] if "val" in e] for task, r in found.items()},
+        "draws": {stage: stage_draws(run, stage, found[stage]["metrics"]) for stage in found if stage in drawn},
+    }
+
+
+def stage_draws(run: Run, stage: str, tasks: Iterable[str]) -> dict[str, list[int]]:
+    """The metrics of a stage's model on every draw of val images, in ten-thousandths."""
+    model, draws = run.model(stage), {}
+    for task in tasks:
+        data = run.data(task, "val")
+        values = intervals.metric_draws(data, predict_set(model, data, run.settings.test_size[task]))
+        draws[task] = np.rint(values * 10_000).astype(int).tolist()
+    return draws
+
+
+def read_results(folder: Path) -> list[dict]:
+    """The summaries of all runs of a profile."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]

@@ -1,0 +1,91 @@
+"""Retention, its intervals and the forgetting numbers from hand-made summaries."""
+
+import numpy as np
+import pytest
+
+from mtl_utils import evidence, plots
+from mtl_utils.settings import METRIC_NAMES
+
+
+def run(name, rows, draws=None, seed=0, changes=None):
+    """A summary; rows: {stage: {task: metric}}, draws: {stage: {task: values}} (default: the metrics, twice)."""
+    metrics = {s: {t: {METRIC_NAMES[t]: v, "floor": 0.0} for t, v in row.items()} for s, row in rows.items()}
+    draws = draws or {s: {t: [round(1e4 * v)] * 2 for t, v in row.items()} for s, row in rows.items()}
+    return {"name": name, "changes": changes or {}, "settings": {"seed": seed}, "metrics": metrics, "draws": draws}
+
+
+AFTER = {"seg": {"seg": 0.5}, "det": {"seg": 0.52, "det": 0.2}, "cls": {"seg": 0.48, "det": 0.19, "cls": 0.9}}
+REPLAY = run("replay", AFTER)
+ALONE_DET, ALONE_CLS = run("alone-det", {"det": {"det": 0.25}}), run("alone-cls", {"cls": {"cls": 0.9}})
+RESULTS = [REPLAY, ALONE_DET, ALONE_CLS]
+
+
+def test_retention_is_against_the_task_alone():
+    kept = {task: evidence.retention(RESULTS, REPLAY, task)[0] for task in ("seg", "det", "cls")}
+    assert kept == {"seg": pytest.approx(0.96), "det": pytest.approx(0.76), "cls": pytest.approx(1.0)}
+
+
+def test_without_a_baseline_nothing_is_said():
+    assert evidence.retention([REPLAY], REPLAY, "det") is None
+    assert "–" in evidence.evidence_table([REPLAY]).loc["replay"].tolist()
+
+
+def test_draws_are_paired():
+    """Baseline and final value go up and down together: the ratio is the same on every draw, so it is certain."""
+    base = run("alone-det", {"det": {"det": 0.2}}, {"det": {"det": [1000, 2000, 3000]}})
+    final = run("replay", {"cls": {"det": 0.1}}, {"cls": {"det": [500, 1000, 1500]}})
+    value, low, high, seeds = evidence.pooled([base, final], "replay", "det")
+    assert (value, low, high, seeds) == (0.5, 0.5, 0.5, 1)
+
+
+def test_draws_in_which_the_baseline_found_nothing_are_left_out():
+    base = run("alone-det", {"det": {"det": 0.2}}, {"det": {"det": [0, 2000]}})
+    final = run("replay", {"cls": {"det": 0.1}}, {"cls": {"det": [500, 1000]}})
+    assert evidence.pooled([base, final], "replay", "det")[:3] == (0.5, 0.5, 0.5)
+
+
+def test_seeds_are_compared_with_their_own_baseline_and_averaged():
+    other = [run("alone-det", {"det": {"det": 0.1}}, seed=1), run("replay", {"cls": {"det": 0.1}}, seed=1)]
+    value, *_, seeds = evidence.pooled([*RESULTS, *other], "replay", "det")
+    assert value == pytest.approx((0.76 + 1.0) / 2) and seeds == 2
+
+
+def test_forgetting_numbers_by_hand():
+    found = evidence.forgetting_numbers(REPLAY)
+    assert found["average"] == pytest.approx((0.48 + 0.19 + 0.9) / 3)
+    assert found["BWT"] == pytest.approx(((0.48 - 0.5) + (0.19 - 0.2)) / 2)
+    assert found["forgetting"] == pytest.approx(((0.52 - 0.48) + (0.2 - 0.19)) / 2)
+
+
+def test_the_rule_needs_the_mean_and_the_lower_bound():
+    sure = run("alone-det", {"det": {"det": 0.2}}, {"det": {"det": [2000] * 100}})
+    wide = run("replay", {"cls": {"det": 0.2}}, {"cls": {"det": [1600] * 20 + [2100] * 80}})
+    narrow = run("few", {"cls": {"det": 0.2}}, {"cls": {"det": [1900] * 100}})
+    low = run("low", {"cls": {"det": 0.18}}, {"cls": {"det": [1900] * 100}})
+    results = [sure, wide, narrow, low]
+    assert [evidence.holds(results, name)["det"] for name in ("replay", "few", "low")] == [False, True, False]
+    assert evidence.holds(results, "few")["seg"] is False, "there is no baseline to hold it against"
+
+
+def test_the_table_has_a_row_for_each_kind_of_run_with_all_tasks():
+    table = evidence.evidence_table([*RESULTS, run("joint", {"cls": {"seg": 0.55, "det": 0.26, "cls": 0.91}})])
+    assert list(table.index) == ["replay", "joint"]
+    assert table.loc["replay", "mAP@50, % of alone"] == "76 [76, 76]"
+    assert table.loc["replay", "forgetting"] == "+0.025" and np.isnan(table.loc["joint", "forgetting"])
+
+
+def test_memory_sizes_have_common_ends():
+    few = [run(f"memory{n}-random", AFTER, changes={"memory": n, "selection": "random"}) for n in (20, 10)]
+    more = run("memory10-lwf", AFTER, changes={"memory": 10, "lwf": 1.0})
+    found = evidence.memory_sizes([REPLAY, *few, more])
+    assert found == {"random": {0: "finetune", 10: "memory10-random", 20: "memory20-random", 240: "replay"}}
+
+
+def test_figures_show_what_there_is():
+    few = [run(f"memory{n}-random", AFTER, changes={"memory": n, "selection": "random"}) for n in (10, 60)]
+    results = [*RESULTS, run("finetune", AFTER), *few]
+    dots = plots.retention_dots(results)
+    assert [label.get_text() for label in dots.axes[0].get_yticklabels()] == evidence.names_of(results)
+    curves = plots.memory_curves(results)
+    assert curves.axes[1].lines[0].get_xdata().tolist() == [0, 10, 60, 240]
+    assert curves.axes[1].lines[0].get_ydata().tolist() == pytest.approx([0.76] * 4)
