@@ -3,12 +3,13 @@
 A raw map is (B, 5 + C, h, w). Cell (row, column) has its centre at ((column + .5) * 8, (row + .5) * 8) pixels. Its
 box is  cx = centre_x + 8 tx,  cy = centre_y + 8 ty,  w = 32 exp(tw),  h = 32 exp(th), its confidence sigmoid(t4), its
 class probabilities softmax(t5...). One detection's score is confidence times class probability (YOLO, Redmon et al.
-2016, section 2). `encode` is the exact inverse of `decode`.
+2016, section 2). Many cells see one object, each a little differently: the surest gives the detection its score and all
+of them its box. `encode` is the exact inverse of `decode`.
 """
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_convert
+from torchvision.ops import batched_nms, box_convert, box_iou
 
 from mtl_utils.model import STRIDE
 
@@ -17,7 +18,7 @@ NEAREST = 9  # cells that learn an object at least: the nearest to its centre
 CENTRAL = 0.2  # and those whose distance from its centre is less than this part of its width and height
 MAX_LOG = 4.0  # exp is cut here (32 e^4 = 1747 pixels) so that a wild prediction stays finite
 CANDIDATES = 1000  # best (cell, class) pairs of an image that go through non-maximum suppression
-NMS_IOU = 0.5  # two boxes of one class above this overlap are one object
+SAME_OBJECT = 0.3  # two boxes of one class above this overlap (IoU) are one object, seen from two cells
 MAX_DETECTIONS = 100  # an image: what COCO's AP counts
 
 
@@ -97,5 +98,17 @@ def _decode_image(cells: Tensor, centres: Tensor) -> dict[str, Tensor]:
     best, index = scores.flatten().topk(min(CANDIDATES, scores.numel()))
     cell, labels = index // scores.shape[1], index % scores.shape[1]
     boxes = decode_boxes(cells[cell], centres[cell])
-    keep = batched_nms(boxes, best, labels, NMS_IOU)[:MAX_DETECTIONS]
-    return {"boxes": boxes[keep], "scores": best[keep], "labels": labels[keep]}
+    keep = batched_nms(boxes, best, labels, SAME_OBJECT)[:MAX_DETECTIONS]
+    same = labels[keep, None] == labels
+    return {"boxes": vote(boxes[keep], boxes, best * same), "scores": best[keep], "labels": labels[keep]}
+
+
+def vote(chosen: Tensor, boxes: Tensor, weights: Tensor) -> Tensor:
+    """Bounding-box voting: the mean of all boxes that overlap a chosen one, weighted.
+
+    S. Gidaris and N. Komodakis, "Object detection via a multi-region & semantic segmentation-aware CNN model", ICCV
+    2015. chosen (N, 4) and boxes (K, 4) XYXY, the chosen among them; weights (N, K), the scores where both are of one
+    class, else 0. Returns boxes (N, 4).
+    """
+    weights = weights * (box_iou(chosen, boxes) > SAME_OBJECT)
+    return torch.where(weights.sum(1, keepdim=True) > 0, weights @ boxes / weights.sum(1, keepdim=True), chosen)

@@ -1,6 +1,9 @@
+import math
+
 import pytest
 import torch
 from helpers import det_set, objects, outputs, plain_tensors, random_boxes
+from torchvision.ops import box_iou
 
 from mtl_utils.detection import (
     MAX_DETECTIONS,
@@ -11,6 +14,7 @@ from mtl_utils.detection import (
     encode,
     encode_boxes,
     inside,
+    vote,
 )
 from mtl_utils.evaluation import detection_metrics, read_detections
 
@@ -154,9 +158,27 @@ def test_scores_are_confidence_times_class_probability():
     assert found["labels"].tolist() == [0, 1]
 
 
-def test_of_two_detections_of_one_object_the_surer_is_kept():
-    near = [(60, [30.0, 30.0, 70.0, 70.0], 1, 2.0), (61, [31.0, 30.0, 71.0, 70.0], 1, 3.0)]
-    assert sure_ones(decode(raw_map(near))[0]) == [(1, [31, 30, 71, 70])]
+def test_of_two_detections_of_one_object_the_surer_gives_the_score_and_both_the_box():
+    near = [(60, [30.0, 30.0, 70.0, 70.0], 1, 0.0), (61, [40.0, 30.0, 80.0, 70.0], 1, math.log(3))]
+    found = decode(raw_map(near))[0]
+    assert sure_ones(found) == [(1, [36, 30, 76, 70])]  # confidences 1/2 and 3/4: (2 * 30 + 3 * 40) / 5 = 36
+    assert found["scores"][0].item() == pytest.approx(0.75, abs=1e-4)
+
+
+def test_voting_agrees_with_brute_force():
+    boxes, weights = random_boxes(40, 96), torch.rand(5, 40)
+    for n, voted in enumerate(vote(boxes[:5], boxes, weights)):
+        overlaps = [box_iou(boxes[n : n + 1], b[None]).item() for b in boxes]
+        voters = [k for k in range(40) if overlaps[k] > 0.3]
+        total = sum(weights[n, k] for k in voters)
+        for side in range(4):
+            expected = sum(weights[n, k] * boxes[k, side] for k in voters) / total
+            assert voted[side].item() == pytest.approx(expected.item(), abs=1e-3)
+
+
+def test_without_any_weight_a_box_stays():
+    boxes = random_boxes(3, 96)
+    assert torch.equal(vote(boxes, boxes, torch.zeros(3, 3)), boxes)
 
 
 def test_objects_of_different_classes_may_overlap():
@@ -165,8 +187,8 @@ def test_objects_of_different_classes_may_overlap():
 
 
 def test_objects_of_one_class_that_overlap_little_are_both_kept():
-    found = decode(raw_map([(60, [10.0, 10.0, 50.0, 50.0], 1, 2.0), (61, [30.0, 10.0, 70.0, 50.0], 1, 3.0)]))[0]
-    assert len(sure_ones(found)) == 2
+    found = decode(raw_map([(60, [10.0, 10.0, 50.0, 50.0], 1, 2.0), (61, [34.0, 10.0, 74.0, 50.0], 1, 3.0)]))[0]
+    assert sorted(sure_ones(found)) == [(1, [10, 10, 50, 50]), (1, [34, 10, 74, 50])]  # IoU .25
 
 
 def test_at_most_a_hundred_detections_best_first():
