@@ -248,7 +248,7 @@ def draw_stage(axes: Axes, i: int, task: str, settings: Settings, replayed: int)
     earlier = [(t, replayed, f"{replayed} {t}") for t in TASKS[:i] if replayed]
     block(axes, box, [], edge=TASK_COLOURS[task], lw=2.5)
     write(axes, box.at(0.5, 0.86), f"Stage {i + 1}: train {TASK_NAMES[task]}", weight="bold", size=10)
-    write(axes, box.at(0.5, 0.68), f"all layers, {settings.epochs[task]} epochs, {size} × {size} pixels")
+    write(axes, box.at(0.5, 0.68), f"{settings.epochs[task]} epochs, {size} × {size} pixels")
     bar(axes, Box(box.x + 0.15, box.y + 0.32, box.w - 0.3, 0.3), [(task, new, f"{new} new"), *earlier])
     replay = f" + {replayed * i} replayed" if earlier else ""
     write(axes, box.at(0.5, 0.13), f"one step: {new} new{replay} images")

@@ -72,8 +72,9 @@ def draw_curves(axes: np.ndarray, histories: dict[str, list[dict]]) -> None:
             axis.text(start, 1.01, f" {TASK_NAMES[stage]}", **look)
         axis.set(xlabel="epoch", ylabel=title, xlim=(0, None), ylim=(0, None))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False, fontsize=9)
+        if curves := axis.get_legend_handles_labels()[0]:
+            axis.set_ylim(0, 1.2 * max(max(curve.get_ydata()) for curve in curves) or 1)  # room for the legend
+            axis.legend(frameon=False, fontsize=9, loc="upper center", ncols=len(TASKS))
 
 
 def points(histories: dict, offset: dict[str, int], key: str, task: str) -> tuple[list, list]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mtl_utils import pretrained
 from mtl_utils.distances import balanced_mean, divergence, gap, groups, part, plain_mean, salient_mean
 from mtl_utils.model import UnifiedModel
-from mtl_utils.settings import Settings
+from mtl_utils.settings import Settings, UserError
 from mtl_utils.transforms import collate, plain
 
 TEACHER_SIZE = 160  # pixels at most that stage 0's network sees: near the size that it has learned at, and cheap
@@ -182,6 +182,8 @@ def fisher_information(model: nn.Module, batches, loss) -> dict[str, Tensor]:
 
 def make_remedies(settings: Settings, model: UnifiedModel, task: str, fisher: dict[str, Tensor]) -> list[Remedy]:
     """The remedies that the settings ask for, for a stage that starts from `model`."""
+    if settings.der and settings.draw < 2:
+        raise UserError("DER++ replays labels and stored outputs by halves: set Settings.draw to 2 or more.")
     path, remedies = pretrained.find_start(settings.widths), []
     if settings.distill and path and pretrained.label(settings.widths) != pretrained.NOTHING:
         content = pretrained.read(path)

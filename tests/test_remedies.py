@@ -13,7 +13,7 @@ from mtl_utils import checkpoint, distances, memory, pretrained, remedies, train
 from mtl_utils.data import MiniSet, Root, find_classes
 from mtl_utils.model import UnifiedModel, fold_batchnorm
 from mtl_utils.replay import ReplayBuffer
-from mtl_utils.settings import Settings
+from mtl_utils.settings import Settings, UserError
 from mtl_utils.stages import Run, load_model, run_stage
 
 SETTINGS = Settings(
@@ -272,6 +272,11 @@ def test_which_remedies_the_settings_ask_for(content, tmp_path, monkeypatch):
     assert names(replace(SETTINGS, widths="mobilenetv2"), "cls") == []
     monkeypatch.setenv(pretrained.VARIABLE, pretrained.NOTHING)
     assert names(SETTINGS, "det") == []
+
+
+def test_dark_replay_with_a_single_image_is_refused():
+    with pytest.raises(UserError, match="draw"):
+        remedies.make_remedies(replace(SETTINGS, der=0.5, draw=1), folded(), "det", {})
 
 
 @pytest.mark.parametrize(
