@@ -9,7 +9,7 @@ from mtl_utils.detection import NEAREST, assign, cell_centres, decode_boxes, fla
 from mtl_utils.model import Outputs
 from mtl_utils.settings import IGNORE
 
-BOX_WEIGHT = 3.0  # of the box loss beside confidence and class, as in YOLO-style detectors with IoU losses
+BOX_WEIGHT = 5.0  # of the box loss beside confidence and class, as in YOLO-style detectors with IoU losses
 SMOOTHING = 0.1  # label smoothing of classification (Szegedy et al. 2016, section 7)
 
 
@@ -24,7 +24,7 @@ def class_weights(pixels: Tensor) -> Tensor:
 
 
 def segmentation_loss(outputs: Outputs, targets: list[dict[str, Tensor]], weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy of (B, 21, h, w) logits with masks (H, W), class-weighted, 255 left out.
+    """Cross-entropy, class-weighted, plus Lovász-softmax of (B, 21, h, w) logits with masks (H, W); 255 left out.
 
     Where the logits are smaller than the masks (training mode: half of each side), every second pixel is compared.
     """
@@ -33,7 +33,25 @@ def segmentation_loss(outputs: Outputs, targets: list[dict[str, Tensor]], weight
     loss = F.cross_entropy(outputs.segmentation, masks, weights, ignore_index=IGNORE, reduction="sum")
     kept = masks[masks != IGNORE]
     total = kept.numel() if weights is None else weights[kept].sum()
-    return loss / max(float(total), 1e-6)  # a batch that is all border gives 0, not NaN
+    overlap = lovasz_softmax(outputs.segmentation.movedim(1, -1)[masks != IGNORE], kept)
+    return loss / max(float(total), 1e-6) + overlap  # a batch that is all border gives 0, not NaN
+
+
+def lovasz_softmax(logits: Tensor, labels: Tensor) -> Tensor:
+    """A smooth 1 - IoU: mean over the classes that occur of its Lovász extension at the pixels' errors.
+
+    logits (N, C) of N pixels, labels (N,) int64. For predictions that are sure it is the mean of 1 - IoU itself; 0
+    without pixels (M. Berman et al., "The Lovász-Softmax loss", CVPR 2018, sections 2.2 and 3.1).
+    """
+    probabilities, losses = logits.softmax(dim=1), [logits.sum() * 0]
+    present = labels.unique().tolist()
+    for c in present:
+        true = (labels == c).float()
+        errors, order = (true - probabilities[:, c]).abs().sort(descending=True)
+        missed, added = true[order].cumsum(0), (1 - true[order]).cumsum(0)  # if the worst 1, 2, ... pixels were wrong
+        jaccard = 1 - (true.sum() - missed) / (true.sum() + added)
+        losses.append((errors * jaccard.diff(prepend=jaccard.new_zeros(1))).sum())
+    return sum(losses) / max(len(present), 1)
 
 
 def detection_loss(outputs: Outputs, targets: list[dict[str, Tensor]]) -> Tensor:

@@ -11,6 +11,7 @@ from mtl_utils.losses import (
     class_weights,
     classification_loss,
     detection_loss,
+    lovasz_softmax,
     paired_iou,
     quality_focal_loss,
     segmentation_loss,
@@ -50,7 +51,38 @@ def test_segmentation_loss_agrees_with_plain_python(weighted):
                     loss -= weight * log_softmax(logits[b, :, y, x].tolist())[label]
                     total += weight
     found = segmentation_loss(outputs(segmentation=logits), as_targets(masks), weights)
-    assert found.item() == pytest.approx(loss / total, rel=1e-5)
+    overlap = lovasz_softmax(logits.movedim(1, -1)[masks != IGNORE], masks[masks != IGNORE])
+    assert found.item() == pytest.approx(loss / total + overlap.item(), rel=1e-5)
+
+
+def jaccard_loss(true: set, wrong: set) -> float:
+    """1 - IoU of a class whose true pixels are `true` when the pixels of `wrong` are mistaken."""
+    return 1 - len(true - wrong) / len(true | wrong)
+
+
+def test_lovasz_softmax_agrees_with_plain_python():
+    logits, labels = torch.randn(12, 5), torch.tensor([0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 4, 4])
+    expected = 0.0
+    for c in (0, 2, 4):  # the classes that occur
+        true = {i for i in range(12) if labels[i] == c}
+        error = [abs((i in true) - math.exp(log_softmax(logits[i].tolist())[c])) for i in range(12)]
+        order = sorted(range(12), key=error.__getitem__, reverse=True)
+        for k, i in enumerate(order):
+            expected += error[i] * (jaccard_loss(true, {*order[: k + 1]}) - jaccard_loss(true, {*order[:k]}))
+    assert lovasz_softmax(logits, labels).item() == pytest.approx(expected / 3, rel=1e-5)
+
+
+def test_of_sure_predictions_lovasz_softmax_is_one_minus_mean_iou():
+    labels, guess = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 1, 1, 0])
+    logits = 100.0 * torch.nn.functional.one_hot(guess, 3)
+    assert lovasz_softmax(logits, labels).item() == pytest.approx(1 - (2 / 4 + 2 / 3 + 0) / 3)
+
+
+def test_lovasz_softmax_pulls_towards_the_truth():
+    logits, labels = torch.randn(30, 4, requires_grad=True), torch.randint(0, 4, (30,))
+    before = lovasz_softmax(logits, labels)
+    before.backward()
+    assert lovasz_softmax(logits - logits.grad, labels) < before
 
 
 def test_ignored_pixels_do_not_count():
@@ -129,7 +161,7 @@ def test_detection_loss_agrees_with_the_formula_for_one_object():
             cx, cy, w, h = x + 8 * tx, y + 8 * ty, 32 * math.exp(tw), 32 * math.exp(th)
             box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
             quality, giou = overlap(box, (20, 24, 70, 60))
-            loss += 3 * (1 - giou) - log_softmax(classes)[1]
+            loss += 5 * (1 - giou) - log_softmax(classes)[1]
         p = 1 / (1 + math.exp(-confidence))
         cross_entropy = -(quality * math.log(p) + (1 - quality) * math.log(1 - p))
         loss += (quality - p) ** 2 * cross_entropy
