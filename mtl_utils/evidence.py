@@ -57,11 +57,10 @@ def pooled(results: list[dict], name: str, task: str) -> tuple[float, float, flo
 
 
 def forgetting_numbers(result: dict) -> dict[str, float]:
-    """Average, BWT and forgetting of a run with all three stages."""
+    """BWT and forgetting of a run with all three stages."""
     r = matrix(result)
     earlier = range(len(TASKS) - 1)
     return {
-        "average": float(r[-1].mean()),
         "BWT": float(np.mean([r[-1, j] - r[j, j] for j in earlier])),
         "forgetting": float(np.mean([np.nanmax(r[:, j]) - r[-1, j] for j in earlier])),
     }
@@ -93,11 +92,13 @@ def table_row(results: list[dict], name: str) -> dict[str, str]:
     """One row of the table."""
     runs = [r for r in results if r["name"] == name]
     row = {"seeds": str(len(runs))}
+    kept = {task: pooled(results, name, task) for task in TASKS}
     for j, task in enumerate(TASKS):
         finals = [matrix(r)[-1, j] for r in runs]
         row[METRIC_NAMES[task]] = f"{np.mean(finals):.3f}" + (f" ± {np.std(finals, ddof=1):.3f}" if runs[1:] else "")
-        kept = pooled(results, name, task)
-        row[f"{METRIC_NAMES[task]}, % of alone"] = percent(kept) if kept else "–"
+        row[f"{METRIC_NAMES[task]}, % of alone"] = percent(kept[task]) if kept[task] else "–"
+    row["average"] = f"{np.mean([matrix(r)[-1].mean() for r in runs]):.3f}"
+    row["gain, %"] = f"{100 * (np.mean([k[0] for k in kept.values()]) - 1):+.1f}" if all(kept.values()) else "–"
     if all(len(r["metrics"]) == len(TASKS) for r in runs):
         numbers = [forgetting_numbers(r) for r in runs]
         row |= {key: f"{np.mean([n[key] for n in numbers]):+.3f}" for key in ("BWT", "forgetting")}
