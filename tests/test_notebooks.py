@@ -58,6 +58,17 @@ def test_pictures_are_light(path):
             assert len(picture) * 3 / 4 < 600_000
 
 
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_three_exercises_with_answers_that_run_as_they_are(path):
+    text = nbformat.read(path, as_version=4).cells[-1].source
+    assert text.startswith("## Exercises") and text.count("<details>") == text.count("</details>") == 3
+    answers = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(answers) == 3
+    for answer in answers:
+        assert "assert" in answer
+        exec(answer, {})
+
+
 def write_notebook(path, source):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     nbformat.write(notebook, path)
