@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torchvision import tv_tensors
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, box_iou
 from tqdm.auto import tqdm
 
 from mtl_utils import layout
@@ -27,6 +27,7 @@ from mtl_utils.settings import IGNORE, METRIC_NAMES, VOC_CLASSES
 from mtl_utils.transforms import Letterbox, collate, plain
 
 EVAL_BATCH = 10  # images in one forward: a sixth of a val set
+SHOWN = 0.3  # detections below this score are not drawn (they do count in mAP)
 
 
 def read_masks(outputs: Outputs, images: list[Tensor], size: int) -> list[Tensor]:
@@ -167,6 +168,34 @@ def classification_metrics(dataset: MiniSet, probabilities: list[Tensor]) -> dic
     }
 
 
+def mask_score(guess: Tensor, target: dict[str, Tensor]) -> float:
+    """Mean IoU of the classes that one image's mask or its prediction holds, background included."""
+    matrix = confusion_matrix(target["mask"].as_subclass(Tensor), guess, len(VOC_CLASSES))
+    return class_iou(matrix).nanmean().item()
+
+
+def boxes_score(found: dict[str, Tensor], target: dict[str, Tensor]) -> float:
+    """Share of right ones among an image's objects and shown detections together: TP / (TP + FP + FN), crowds left out.
+
+    Detections below SHOWN are not counted; an object is found by the first one of its class with an overlap of .5.
+    """
+    shown, real = found["scores"] >= SHOWN, ~target["crowd"]
+    boxes, labels = found["boxes"][shown], found["labels"][shown]
+    truth, names = target["boxes"].as_subclass(Tensor)[real], target["labels"][real]
+    match = (box_iou(boxes, truth) >= 0.5) & (labels[:, None] == names)
+    taken = set()
+    for row in match:
+        taken |= set([i for i in row.nonzero().flatten().tolist() if i not in taken][:1])
+    everything = len(boxes) + len(truth) - len(taken)
+    return len(taken) / everything if everything else 1.0
+
+
+def class_score(probabilities: Tensor, target: dict[str, Tensor]) -> float:
+    """Probability that the model gives to the right class."""
+    return probabilities[target["label"]].item()
+
+
+IMAGE_SCORES = {"seg": mask_score, "det": boxes_score, "cls": class_score}  # how good one image's prediction is, 0 to 1
 METRICS = {"seg": segmentation_metrics, "det": detection_metrics, "cls": classification_metrics}
 
 

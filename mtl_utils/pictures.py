@@ -1,5 +1,7 @@
 """Photographs with what is known or predicted about them, and what the data looks like in numbers."""
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -9,12 +11,11 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from mtl_utils.data import Classes, MiniSet, class_counts
-from mtl_utils.evaluation import predict
+from mtl_utils.evaluation import IMAGE_SCORES, SHOWN, predict, predict_set
 from mtl_utils.plots import TASK_COLOURS
 from mtl_utils.settings import IGNORE, TASK_NAMES, TASKS, VOC_CLASSES
 from mtl_utils.synthetic import voc_palette
 
-SCORE = 0.3  # detections below this confidence are not drawn (they do count in mAP)
 BOX_COLOURS = plt.get_cmap("tab10").colors
 
 
@@ -28,7 +29,8 @@ def draw_image(axis: Axes, image: Tensor, title: str = "") -> None:
 def draw_seg(axis: Axes, image: Tensor, mask: Tensor, classes: Classes) -> None:
     """The mask over the image, its classes named above; the ignored border is white."""
     present = [c for c in mask.unique().tolist() if c not in (0, IGNORE)]
-    draw_image(axis, image, ", ".join(VOC_CLASSES[c] for c in present) or "background only")
+    names = ", ".join(VOC_CLASSES[c] for c in present) or "background only"
+    draw_image(axis, image, textwrap.shorten(names, 30, placeholder=" …"))
     rgb = np.array(voc_palette(), np.uint8).reshape(256, 3)
     colours = np.concatenate([rgb, np.full((256, 1), 165, np.uint8)], axis=1)
     colours[0] = 0
@@ -42,7 +44,7 @@ def draw_det(axis: Axes, image: Tensor, found: dict[str, Tensor], classes: Class
     scores = found.get("scores", torch.ones(len(found["labels"])))
     crowds = found.get("crowd", torch.zeros(len(found["labels"]), dtype=torch.bool))
     rows = zip(found["boxes"].tolist(), found["labels"], scores, crowds, strict=True)
-    shown = [row for row in rows if row[2] >= SCORE]
+    shown = [row for row in rows if row[2] >= SHOWN]
     for (left, top, right, bottom), label, score, crowd in shown:
         colour = BOX_COLOURS[int(label) % len(BOX_COLOURS)]
         style = {"fill": False, "edgecolor": colour, "linewidth": 1.5, "linestyle": "--" if crowd else "-"}
@@ -106,6 +108,24 @@ def stage_grid(models: dict[str, nn.Module], datasets: dict[str, MiniSet], sizes
                 axis.text(0.5, 0.5, "not learned yet", ha="center", va="center", color="0.5", fontsize=9)
                 axis.set_axis_off()
     for axis, word in zip(axes[0], ("truth", *(f"after stage {TASKS.index(s) + 1}" for s in models)), strict=True):
+        axis.text(0.5, 1.2, word, transform=axis.transAxes, ha="center", fontweight="bold", fontsize=10)
+    return figure
+
+
+def best_and_worst(model: nn.Module, datasets: dict[str, MiniSet], sizes: dict[str, int]) -> Figure:
+    """For each task by row the image that is predicted best and the one predicted worst, truth beside prediction."""
+    figure, axes = plt.subplots(len(TASKS), 4, figsize=(8.4, 5.8), layout="constrained")
+    for row, (task, dataset) in zip(axes, datasets.items(), strict=True):
+        answers = predict_set(model, dataset, sizes[task])
+        scores = [IMAGE_SCORES[task](a, target) for a, (_, target) in zip(answers, dataset.samples, strict=True)]
+        label_row(row[0], TASK_NAMES[task])
+        for pair, i, word in ((row[:2], np.argmax(scores), "best"), (row[2:], np.argmin(scores), "worst")):
+            image, target = dataset[int(i)]
+            for axis, labels in zip(pair, (TRUTH[task](target), answers[i]), strict=True):
+                DRAW[task](axis, image.as_subclass(Tensor), labels, dataset.classes)
+            note = {"transform": pair[1].transAxes, "ha": "center", "va": "top", "fontsize": 9}
+            pair[1].text(0.5, -0.03, f"{word}: {scores[i]:.2f}", **note)
+    for axis, word in zip(axes[0], ("truth", "prediction") * 2, strict=True):
         axis.text(0.5, 1.2, word, transform=axis.transAxes, ha="center", fontweight="bold", fontsize=10)
     return figure
 

@@ -179,6 +179,26 @@ def confusion_matrices(metrics: dict[str, dict], names: dict[str, list[str]]) ->
     return figure
 
 
+def precision_recall(precision: np.ndarray, names: list[str]) -> Figure:
+    """COCO's precision (overlaps, 101, C) against recall at an overlap of .5: a panel a class, its area the AP@50."""
+    figure, axes = plt.subplots(
+        2, (len(names) + 1) // 2, figsize=(11, 4.2), layout="constrained", sharex=True, sharey=True
+    )
+    for axis, name, values in zip(axes.flat, names, precision[0].T, strict=False):
+        known = values.min() > -1  # COCO's -1: no object of this class
+        axis.fill_between(np.linspace(0, 1, len(values)), values if known else 0, color=TASK_COLOURS["det"], alpha=0.5)
+        area = f"{values.mean():.2f}" if known else "no object"
+        axis.set_title(f"{name} ({area})", fontsize=9)
+        axis.set(xlim=(0, 1), ylim=(0, 1.02))
+    for axis in axes[:, 0]:
+        axis.set_ylabel("precision")
+    for axis in axes[-1]:
+        axis.set_xlabel("recall")
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    return figure
+
+
 def class_bars(metrics: dict[str, dict]) -> Figure:
     """IoU, AP@50 and recall of every class; dotted: mean over classes, a cross: class absent in this set."""
     figure, axes = plt.subplots(1, 3, figsize=(11, 4.6), layout="constrained")

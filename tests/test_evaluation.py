@@ -10,11 +10,14 @@ from torchvision import tv_tensors
 from mtl_utils.data import MiniSet, find_classes
 from mtl_utils.detection import encode
 from mtl_utils.evaluation import (
+    boxes_score,
     class_iou,
+    class_score,
     classification_metrics,
     confusion_matrix,
     detection_metrics,
     evaluate,
+    mask_score,
     predict_set,
     read_detections,
     read_masks,
@@ -354,3 +357,33 @@ def test_predictions_do_not_depend_on_the_batch(tiny_root, monkeypatch):
     together = predict_set(model, dataset, 64)
     monkeypatch.setattr("mtl_utils.evaluation.EVAL_BATCH", 2)
     assert torch.allclose(torch.stack(together), torch.stack(predict_set(model, dataset, 64)), atol=1e-5)
+
+
+# ---------------------------------------------------------------- how good one image's prediction is
+
+
+def test_score_of_a_mask_by_hand():
+    assert mask_score(GUESS, {"mask": tv_tensors.Mask(TRUTH)}) == pytest.approx((1 / 3 + 2 / 3 + 0) / 3)
+
+
+def test_score_of_boxes_by_hand():
+    """Two of four objects found; found twice counts once, and what is too unsure, misnamed or beside it counts not."""
+    target = objects([[0, 0, 20, 20], [30, 0, 50, 20], [0, 30, 20, 50], [60, 60, 90, 90]], [0, 1, 2, 0])
+    found = {
+        "boxes": torch.tensor([[0.0, 0, 20, 20], [1, 0, 21, 20], [30, 0, 50, 18], [0, 30, 20, 50], [60, 60, 90, 90]]),
+        "labels": torch.tensor([0, 0, 1, 1, 0]),
+        "scores": torch.tensor([0.9, 0.8, 0.7, 0.6, 0.1]),
+    }
+    assert boxes_score(found, target) == pytest.approx(2 / (4 + 4 - 2))
+    nothing = {key: value[:0] for key, value in found.items()}
+    assert boxes_score(nothing, target) == 0
+    assert boxes_score(nothing, objects([], [])) == 1
+
+
+def test_a_crowd_is_no_object_that_could_be_missed():
+    found = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
+    assert boxes_score(found, objects([[0, 0, 20, 20]], [0], [True])) == 1
+
+
+def test_score_of_a_class_is_its_probability():
+    assert class_score(torch.tensor([0.2, 0.7, 0.1]), {"label": torch.tensor(1)}) == pytest.approx(0.7)
