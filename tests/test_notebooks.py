@@ -9,6 +9,7 @@ import time
 
 import nbformat
 import pytest
+from nbconvert import HTMLExporter
 
 from mtl_utils import notebooks
 from mtl_utils.settings import PROJECT, UserError
@@ -83,7 +84,21 @@ def test_executed_copies_are_left_and_the_original_is_not_touched(tmp_path, monk
     notebooks.execute_all(tmp_path / "out")
     assert nbformat.read(tmp_path / "out" / "01_x.ipynb", 4).cells[0].outputs[0].text == "42\n"
     assert "42" in (tmp_path / "out" / "01_x.html").read_text()
+    assert "42" in (tmp_path / "out" / notebooks.REPORT).read_text()
     assert (folder / "01_x.ipynb").read_bytes() == before
+
+
+def test_the_report_holds_all_notebooks_and_its_contents_lead_to_their_sections():
+    whole = notebooks.joined([nbformat.read(path, as_version=4) for path in PATHS])
+    assert len({cell.id for cell in whole.cells}) == len(whole.cells)
+    page, _ = HTMLExporter().from_notebook_node(whole)
+    links = re.findall(r'href="#(section\d+)"', page)
+    assert len(links) > 25
+    for link in links:
+        assert page.count(f'id="{link}"') == 1
+    for title in ("1 · The data", "Training", "The same image after each stage"):
+        assert title in whole.cells[0].source
+    assert "Setup" not in whole.cells[0].source
 
 
 def test_a_failing_cell_is_one_sentence(tmp_path):
