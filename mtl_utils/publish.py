@@ -7,6 +7,8 @@ import re
 import shutil
 from pathlib import Path
 
+import nbformat
+
 from mtl_utils import report
 from mtl_utils.checkpoint import write_json
 from mtl_utils.settings import METRIC_NAMES, PROJECT, RESULTS, TASKS, WEIGHTS, UserError
@@ -37,10 +39,23 @@ def take_over(run: Path) -> None:
     copies = {run / "metrics.json": RESULTS}
     copies[run / "stage3_classification.pt"] = WEIGHTS
     copies |= {run / "figures" / name: RESULTS.parent / name for name in shown}
-    copies |= {path: PROJECT / "notebooks" / path.name for path in run.glob("*.ipynb")}
     for source, target in copies.items():
         shutil.copyfile(source, target)
+    for path in run.glob("*.ipynb"):
+        take_outputs(path, PROJECT / "notebooks" / path.name)
     write_card(metrics)
+
+
+def take_outputs(executed: Path, target: Path) -> None:
+    """Give a notebook the outputs of its executed copy; its text may have been edited since, its code may not."""
+    new, notebook = (nbformat.read(path, as_version=4) for path in (executed, target))
+    theirs, ours = ([cell for cell in n.cells if cell.cell_type == "code"] for n in (new, notebook))
+    if [cell.source for cell in theirs] != [cell.source for cell in ours]:
+        raise UserError(f"{target.name} has other code than {executed}: execute it in that run first.")
+    for cell, done in zip(ours, theirs, strict=True):
+        cell.update(outputs=done.outputs, execution_count=done.execution_count, metadata=done.metadata)
+    notebook.metadata = new.metadata
+    target.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
 
 
 def write_card(metrics: dict) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 
+import nbformat
 import pytest
 
 from mtl_utils import checkpoint, commands, publish
@@ -89,3 +90,24 @@ def test_a_synthetic_or_unfinished_run_is_not_shown(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(UserError, match="all three stages"):
         publish.take_over(tmp_path)
+
+
+def cells(text, source, outputs=(), count=None):
+    code = nbformat.v4.new_code_cell(source, outputs=list(outputs), execution_count=count)
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text), code])
+
+
+def test_outputs_are_taken_over_and_text_that_was_edited_since_stays(tmp_path):
+    said = nbformat.v4.new_output("stream", text="42\n")
+    nbformat.write(cells("old text", "print(42)", [said], 1), tmp_path / "run.ipynb")
+    nbformat.write(cells("new text", "print(42)"), tmp_path / "book.ipynb")
+    publish.take_outputs(tmp_path / "run.ipynb", tmp_path / "book.ipynb")
+    text, code = nbformat.read(tmp_path / "book.ipynb", as_version=4).cells
+    assert (text.source, code.outputs, code.execution_count) == ("new text", [said], 1)
+
+
+def test_outputs_of_other_code_are_refused(tmp_path):
+    nbformat.write(cells("text", "print(41)", count=1), tmp_path / "run.ipynb")
+    nbformat.write(cells("text", "print(42)"), tmp_path / "book.ipynb")
+    with pytest.raises(UserError, match=r"book\.ipynb has other code"):
+        publish.take_outputs(tmp_path / "run.ipynb", tmp_path / "book.ipynb")
