@@ -48,20 +48,21 @@ def find_root(given: str | Path | None = None, tasks: tuple[str, ...] = TASKS) -
 
     Raises UserError when the folder that was asked for holds none of the sets of `tasks`.
     """
+    rendered = PROJECT / "data" / "synthetic"
     for value, chosen_by in ((given, "--data-root"), (os.environ.get("MTL_DATA_ROOT"), "MTL_DATA_ROOT")):
         if value:
             path = user_path(value)
             if not any(layout.has_set(path, task) for task in tasks):
                 sets = ", ".join(FOLDERS[task] for task in tasks)
                 raise UserError(f"{value} (from {chosen_by}) holds none of {sets}: name the folder that they lie in.")
-            return Root(path, chosen_by)
+            return Root(path, "synthetic" if path == rendered else chosen_by)
     present = [FOLDERS[task] for task in TASKS if layout.has_set(PROJECT / "data", task)]
     if len(present) == len(TASKS):
         return Root(PROJECT / "data", "data/")
     if present:
         raise UserError(f"data/ holds only {', '.join(present)}: complete it (`python -m mtl_utils data fetch`).")
-    write_synthetic(PROJECT / "data" / "synthetic")
-    return Root(PROJECT / "data" / "synthetic", "synthetic")
+    write_synthetic(rendered)
+    return Root(rendered, "synthetic")
 
 
 @dataclass(frozen=True)

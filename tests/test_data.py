@@ -398,6 +398,13 @@ def test_then_the_synthetic_sets(project):
     assert "synthetic" in str(root)
 
 
+def test_the_synthetic_sets_are_called_so_however_they_are_named(project, tiny_root, monkeypatch):
+    shutil.copytree(tiny_root, project / "data" / "synthetic")
+    assert find_root(project / "data" / "synthetic").chosen_by == "synthetic"
+    monkeypatch.setenv("MTL_DATA_ROOT", str(project / "data" / "synthetic"))
+    assert find_root().chosen_by == "synthetic"
+
+
 @pytest.mark.parametrize("how", ["given", "variable"])
 def test_a_wrong_root_is_a_user_error_and_never_the_synthetic_sets(project, tmp_path, monkeypatch, how):
     wrong = tmp_path / "wrong"
