@@ -94,7 +94,7 @@ def prediction_grid(model: nn.Module, dataset: MiniSet, size: int, count: int = 
 
 def stage_grid(models: dict[str, nn.Module], datasets: dict[str, MiniSet], sizes: dict[str, int], index: int) -> Figure:
     """One image of each task by row: its truth, and what the model of each stage says about it."""
-    figure, axes = plt.subplots(len(TASKS), 1 + len(models), figsize=(11, 7.2), layout="constrained")
+    figure, axes = plt.subplots(len(TASKS), 1 + len(models), figsize=(9.6, 6.3), layout="constrained")
     for row, (task, dataset) in zip(axes, datasets.items(), strict=True):
         image, target = dataset[index % len(dataset)]
         DRAW[task](row[0], image.as_subclass(Tensor), TRUTH[task](target), dataset.classes)
@@ -114,7 +114,7 @@ def stage_grid(models: dict[str, nn.Module], datasets: dict[str, MiniSet], sizes
 
 def best_and_worst(model: nn.Module, datasets: dict[str, MiniSet], sizes: dict[str, int]) -> Figure:
     """For each task by row the image that is predicted best and the one predicted worst, truth beside prediction."""
-    figure, axes = plt.subplots(len(TASKS), 4, figsize=(8.4, 5.8), layout="constrained")
+    figure, axes = plt.subplots(len(TASKS), 4, figsize=(7, 5), layout="constrained")
     for row, (task, dataset) in zip(axes, datasets.items(), strict=True):
         answers = predict_set(model, dataset, sizes[task])
         scores = [IMAGE_SCORES[task](a, target) for a, (_, target) in zip(answers, dataset.samples, strict=True)]
