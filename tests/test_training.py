@@ -234,7 +234,7 @@ def test_only_a_trunk_with_imagenet_weights_learns_more_slowly(straight):
     assert [g["lr"] for g in training.parameter_groups(model, SETTINGS, "seg")] == [3e-3, 3e-3]
     model.pretrained = True
     slow, fast = training.parameter_groups(model, SETTINGS, "cls")
-    assert slow["lr"] == pytest.approx(5e-5) and fast["lr"] == 5e-4
+    assert slow["lr"] == pytest.approx(2e-5) and fast["lr"] == 2e-4
     chosen = {p for g in (slow, fast) for p in g["params"]}
     early = set(model.backbone.trunk.downsample[: model.backbone.trunk.to_stride4].parameters())
     assert early and chosen == set(model.parameters()) - early
