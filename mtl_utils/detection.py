@@ -4,7 +4,8 @@ A raw map is (B, 5 + C, h, w). Cell (row, column) has its centre at ((column + .
 box is  cx = centre_x + 8 tx,  cy = centre_y + 8 ty,  w = 32 exp(tw),  h = 32 exp(th), its confidence sigmoid(t4), its
 class probabilities softmax(t5...). One detection's score is confidence times class probability (YOLO, Redmon et al.
 2016, section 2). Many cells see one object, each a little differently: the surest gives the detection its score and all
-of them its box. `encode` is the exact inverse of `decode`.
+of them its box. `encode` is the exact inverse of `decode` as long as no two objects of one class overlap by more than
+SAME_OBJECT: those are read as one (5 % of the mini training objects have such a neighbour).
 """
 
 import torch
@@ -111,4 +112,5 @@ def vote(chosen: Tensor, boxes: Tensor, weights: Tensor) -> Tensor:
     class, else 0. Returns boxes (N, 4).
     """
     weights = weights * (box_iou(chosen, boxes) > SAME_OBJECT)
-    return torch.where(weights.sum(1, keepdim=True) > 0, weights @ boxes / weights.sum(1, keepdim=True), chosen)
+    total = weights.sum(1, keepdim=True)
+    return torch.where(total > 0, weights @ boxes / total, chosen)  # a box without area overlaps not even itself

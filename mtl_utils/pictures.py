@@ -107,8 +107,7 @@ def stage_grid(models: dict[str, nn.Module], datasets: dict[str, MiniSet], sizes
             else:
                 axis.text(0.5, 0.5, "not learned yet", ha="center", va="center", color="0.5", fontsize=9)
                 axis.set_axis_off()
-    for axis, word in zip(axes[0], ("truth", *(f"after stage {TASKS.index(s) + 1}" for s in models)), strict=True):
-        axis.text(0.5, 1.2, word, transform=axis.transAxes, ha="center", fontweight="bold", fontsize=10)
+    label_columns(axes[0], ("truth", *(f"after stage {TASKS.index(stage) + 1}" for stage in models)))
     return figure
 
 
@@ -125,14 +124,19 @@ def best_and_worst(model: nn.Module, datasets: dict[str, MiniSet], sizes: dict[s
                 DRAW[task](axis, image.as_subclass(Tensor), labels, dataset.classes)
             note = {"transform": pair[1].transAxes, "ha": "center", "va": "top", "fontsize": 9}
             pair[1].text(0.5, -0.03, f"{word}: {scores[i]:.2f}", **note)
-    for axis, word in zip(axes[0], ("truth", "prediction") * 2, strict=True):
-        axis.text(0.5, 1.2, word, transform=axis.transAxes, ha="center", fontweight="bold", fontsize=10)
+    label_columns(axes[0], ("truth", "prediction") * 2)
     return figure
 
 
 def label_row(axis: Axes, word: str) -> None:
     """A word at the left of a row of pictures."""
     axis.text(-0.06, 0.5, word, transform=axis.transAxes, rotation=90, ha="right", va="center", fontsize=10)
+
+
+def label_columns(axes: np.ndarray, words: tuple[str, ...]) -> None:
+    """A word above each of a row of pictures."""
+    for axis, word in zip(axes, words, strict=True):
+        axis.text(0.5, 1.2, word, transform=axis.transAxes, ha="center", fontweight="bold", fontsize=10)
 
 
 def class_balance(datasets: dict[str, MiniSet]) -> Figure:

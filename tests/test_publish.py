@@ -7,7 +7,7 @@ import re
 import nbformat
 import pytest
 
-from mtl_utils import checkpoint, commands, publish
+from mtl_utils import checkpoint, commands, publish, report
 from mtl_utils.settings import METRIC_NAMES, PROJECT, TASKS, UserError
 
 
@@ -29,6 +29,14 @@ def test_both_readmes_give_the_same_lines_to_type():
     blocks = [re.findall(r"```bash\n(.*?)```", publish.read(name), re.DOTALL) for name in publish.README_WORDS]
     english, chinese = ([line.split("  #")[0].strip() for line in "".join(b).splitlines()] for b in blocks)
     assert english == chinese
+
+
+def test_the_last_notebook_shows_the_committed_results():
+    notebook = nbformat.read(PROJECT / "notebooks" / "06_final_evaluation.ipynb", as_version=4)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    said = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert report.closing_report(report.read_metrics(publish.RESULTS)) in said
+    assert "the run that came with the project" not in said, "it shows an older run, not the one that is published"
 
 
 def test_figures_of_the_readmes_are_there():
