@@ -161,6 +161,7 @@ LOW, MIDDLE, DEEP = (Box(1.47, y, 2.0, 1.25) for y in (3.6, 2.0, 0.4))
 POOL, FUSE = Box(3.86, 0.4, 1.58, 1.25), Box(3.86, 2.0, 1.58, 2.85)
 HEADS = [Box(5.99 + 1.65 * i, 3.6, 1.45, 1.25) for i in range(3)]  # the head's layers
 GRID = Box(5.85, 1.85, 5.03, 1.05)  # the output map
+PAST = 3.1  # height of the line that leads past the head's first layers
 RESULTS = {task: Box(5.85 + 1.7 * i, 0.25, 1.63, 1.05) for i, task in enumerate(("det", "seg", "cls"))}  # as in the map
 
 
@@ -200,6 +201,8 @@ def draw_layers(axes: Axes, layers: list[Layer], size: int, skips: list[Box]) ->
     for box in skips:
         link(axes, box, FUSE)
         write(axes, (3.65, box.at(0, 0.5)[1] + 0.12), "skip")
+    arrow(axes, (FUSE.x + FUSE.w, PAST), (HEADS[-1].at(0.2, 0)[0], PAST), HEADS[-1].at(0.2, 0))
+    write(axes, (6.4, PAST + 0.12), "skip")
 
 
 def draw_outputs(axes: Axes, split: tuple[int, ...], outputs: Outputs) -> None:

@@ -81,6 +81,7 @@ class Widths:
     last: int | None  # channels of a 1 x 1 convolution behind the rows, None for none
     pool: int  # channels of the pyramid pooling module
     fuse: int  # channels of feature fusion, what the head reads
+    head: int  # channels of the head's two inner convolutions
     fuse_middle: bool  # whether stride 16 takes part in feature fusion
 
 
@@ -94,6 +95,7 @@ WIDTHS = {
         last=None,
         pool=128,
         fuse=128,
+        head=128,
         fuse_middle=False,
     ),
     # table 2 of the MobileNetV2 paper, all of it, distributed over Fast-SCNN's modules
@@ -104,7 +106,8 @@ WIDTHS = {
         global32=((6, 160, 3, 2), (6, 320, 1, 1)),
         last=1280,
         pool=256,
-        fuse=128,
+        fuse=256,
+        head=128,
         fuse_middle=True,
     ),
 }
@@ -196,19 +199,26 @@ class FastSCNN(nn.Module):
 
 
 class UnifiedHead(nn.Sequential):
-    """Three convolutions in one branch; the channels of the last are all that the three tasks get."""
+    """Three convolutions in one branch; the channels of the last are all that the three tasks get.
 
-    def __init__(self, width: int, num_det: int, num_seg: int, num_cls: int):
-        last = nn.Conv2d(width, 5 + num_det + num_seg + num_cls, 1)
-        super().__init__(ConvNorm(width, width, 3), ConvNorm(width, width, 3), last)
+    The last reads what enters the head beside what the other two make of it (as in DenseNet, Huang et al. 2017): what
+    stage 0 knows of whole images need not pass through the few channels that learn masks and boxes.
+    """
+
+    def __init__(self, inp: int, width: int, num_det: int, num_seg: int, num_cls: int):
+        last = nn.Conv2d(inp + width, 5 + num_det + num_seg + num_cls, 1)
+        super().__init__(ConvNorm(inp, width, 3), ConvNorm(width, width, 3), last)
         self.split = (5 + num_det, num_seg, num_cls)  # channels of detection, segmentation, classification
         nn.init.normal_(last.weight, std=0.01)
         nn.init.zeros_(last.bias)
         nn.init.constant_(last.bias[4:5], torch.logit(torch.tensor(CONFIDENCE_PRIOR)).item())
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self[2](self.hidden(x))
+
     def hidden(self, x: Tensor) -> Tensor:
-        """What the last layer reads: (B, width, h, w)."""
-        return self[1](self[0](x))
+        """What the last layer reads: (B, inp + width, h, w)."""
+        return torch.cat([x, self[1](self[0](x))], dim=1)
 
     @torch.no_grad()
     def share_classes(self, shared: dict[int, int]) -> None:
@@ -237,7 +247,7 @@ class UnifiedModel(nn.Module):
         self.widths = widths
         self.pretrained = False  # whether the trunk holds ImageNet weights; it then learns more slowly
         self.backbone = FastSCNN(WIDTHS[widths])
-        self.head = UnifiedHead(WIDTHS[widths].fuse, num_det, len(VOC_CLASSES), num_cls)
+        self.head = UnifiedHead(WIDTHS[widths].fuse, WIDTHS[widths].head, num_det, len(VOC_CLASSES), num_cls)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
@@ -245,7 +255,7 @@ class UnifiedModel(nn.Module):
         return self.outputs(self.hidden(images))
 
     def hidden(self, images: Tensor) -> Tensor:
-        """What the head's last layer reads: (B, fuse, h, w) from images as forward takes them."""
+        """What the head's last layer reads: (B, fuse + head, h, w) from images as forward takes them."""
         return self.head.hidden(self.features(images))
 
     def outputs(self, hidden: Tensor) -> Outputs:

@@ -49,12 +49,13 @@ class Settings:
     size: dict = field(default_factory=lambda: dict(seg=320, det=384, cls=192))  # input pixels while training
     test_size: dict = field(default_factory=lambda: dict(seg=384, det=384, cls=224))  # and in use: windows and crops
     # enlarge what training sees (H. Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019)
-    epochs: dict = field(default_factory=lambda: dict(seg=45, det=64, cls=25))  # passes over the task's own images
+    epochs: dict = field(default_factory=lambda: dict(seg=45, det=100, cls=25))  # passes over the task's own images
     batch: dict = field(default_factory=lambda: dict(seg=8, det=8, cls=16))  # new images in a training step
     lr: dict = field(default_factory=lambda: dict(seg=1e-3, det=1e-3, cls=2e-4))  # AdamW's, of the parts that start at
     # random; classification starts near its goal, and a high rate there costs the replayed tasks
     trunk_lr: float = 0.1  # the ImageNet-trained layers learn at this fraction of lr, so that they keep what they know
     freeze: bool = True  # ImageNet-trained layers up to stride 4 do not learn: faster, and nothing there is forgotten
+    rest: bool = True  # a trunk with ImageNet weights learns in the first stage only, for the same two reasons
     scratch_lr: float = 3.0  # without ImageNet weights everything learns at this multiple of lr: it has far to go
     weight_decay: float = 0.01  # AdamW's decoupled decay
     warmup: float = 0.05  # fraction of a stage's steps in which the learning rate rises to lr

@@ -172,9 +172,11 @@ def train(trainer: Trainer, after_epoch: Callable[[Trainer], None]) -> None:
 
 
 def parameter_groups(model: UnifiedModel, settings: Settings, task: str) -> list[dict]:
-    """Trunk and all the rest; a trunk with ImageNet weights learns more slowly, a model from nothing faster."""
+    """Trunk and all the rest; a trunk with ImageNet weights learns more slowly or rests, a model from nothing faster."""
     if model.pretrained and settings.freeze:
         model.backbone.trunk.freeze_early()
+    if model.pretrained and settings.rest and settings.earlier(task) and not settings.joint:
+        model.backbone.trunk.requires_grad_(False)
     trunk = [p for p in model.backbone.trunk.parameters() if p.requires_grad]
     rest = [*model.backbone.pooling.parameters(), *model.backbone.fusion.parameters(), *model.head.parameters()]
     lr = settings.lr[task] * (1.0 if model.pretrained else settings.scratch_lr)

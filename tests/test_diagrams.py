@@ -61,8 +61,9 @@ def test_table_shapes_are_those_of_a_forward(model):
         low, middle, deep = model.eval().backbone.trunk(torch.zeros(1, 3, SIZE, SIZE))
         pooled = model.backbone.pooling(deep)
         maps = [low, middle, deep, pooled, model.backbone.fusion(low, middle, pooled)]
-        for layer in model.head:
+        for layer in list(model.head)[:2]:
             maps.append(layer(maps[-1]))
+        maps.append(model.head(maps[4]))
     assert [row[1] for row in layer_table(model, SIZE)[:-1]] == [" × ".join(map(str, x.shape[1:])) for x in maps]
 
 
@@ -90,7 +91,7 @@ def test_architecture_shows_every_count_and_shape(model, size):
     assert f"{total[3]:,} parameters" in shown[0]
     det, seg, cls = model.head.split
     assert {f"5 + {det - 5}", str(seg), str(cls), f"{cls} class scores", f"{seg} × {size} × {size}"} <= set(shown)
-    assert shown.count("skip") == (1 if model.widths == "paper" else 2)
+    assert shown.count("skip") == (2 if model.widths == "paper" else 3)
     assert_legible(figure)
 
 

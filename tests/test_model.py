@@ -1,5 +1,3 @@
-from itertools import pairwise
-
 import pytest
 import torch
 from torch import nn
@@ -51,9 +49,18 @@ def test_head_has_three_convolutions_in_one_branch(model):
     convolutions = [layer for layer in model.head.modules() if isinstance(layer, nn.Conv2d)]
     assert len(convolutions) == 3
     assert isinstance(model.head, nn.Sequential) and len(model.head) == 3
-    for before, after in pairwise(convolutions):
-        assert before.out_channels == after.in_channels, "a chain, nothing beside it"
+    first, second, last = convolutions
+    assert first.out_channels == second.in_channels, "a chain"
+    assert last.in_channels == first.in_channels + second.out_channels, "and past it what enters the head"
     assert convolutions[-1].out_channels == 5 + DET + SEG + CLS
+
+
+def test_the_last_layer_reads_what_enters_the_head_and_what_its_convolutions_make_of_it(model):
+    fused = torch.rand(2, model.head[0][0].in_channels, 8, 8)
+    hidden = model.head.hidden(fused)
+    assert torch.equal(hidden[:, : fused.shape[1]], fused)
+    assert torch.equal(hidden[:, fused.shape[1] :], model.head[1](model.head[0](fused)))
+    assert torch.equal(model.head(fused), model.head[2](hidden))
 
 
 def test_head_is_called_once_for_all_tasks(model):

@@ -26,7 +26,7 @@ def warmed(path, widths="paper", seed=5) -> UnifiedModel:
     model = UnifiedModel(widths, 3, 3)
     fold_batchnorm(model)
     below = {k: v for k, v in model.state_dict().items() if k.split(".")[:2] != ["head", "2"]}
-    classifier = {"weight": torch.randn(5, 128), "bias": torch.randn(5)}
+    classifier = {"weight": torch.randn(5, 256), "bias": torch.randn(5)}
     parts = {"model": checkpoint.halved(below), "classifier": checkpoint.halved(classifier)}
     checkpoint.save(path, parts | {"classes": ["n0", "n1", "n2", "n3", "n4"], "widths": widths})
     return model

@@ -16,6 +16,7 @@ from mtl_utils.replay import ReplayBuffer
 from mtl_utils.settings import Settings, UserError
 from mtl_utils.stages import Run, load_model, run_stage
 
+WIDTH = 256  # of the hidden features of the paper's widths: what enters the head, and what it makes of it
 SETTINGS = Settings(
     widths="paper",
     size=dict(seg=64, det=64, cls=64),
@@ -33,7 +34,7 @@ def content(tmp_path, monkeypatch):
     model = UnifiedModel("paper", 1, 1)
     fold_batchnorm(model)
     below = {k: v for k, v in model.state_dict().items() if not k.startswith("head.2.")}
-    classifier = nn.Linear(128, 5)
+    classifier = nn.Linear(WIDTH, 5)
     nn.init.normal_(classifier.weight)
     content = {"model": below, "classifier": classifier.state_dict(), "classes": list("abcde"), "widths": "paper"}
     checkpoint.save(tmp_path / "stage0_paper.pt", content)
@@ -129,9 +130,9 @@ def context(model, task, settings=SETTINGS, **more):
 def test_distillation_pulls_a_changed_network_back(remedy, monkeypatch):
     """With nothing but the remedy's loss, a disturbed head comes to say again what the old one says.
 
-    64 cells of 128 random features each: a linear layer can say anything of them.
+    64 cells of 256 random features each: a linear layer can say anything of them.
     """
-    model, hidden, images = folded(), torch.randn(4, 128, 4, 4), torch.rand(4, 3, 32, 32)
+    model, hidden, images = folded(), torch.randn(4, WIDTH, 4, 4), torch.rand(4, 3, 32, 32)
     nn.init.normal_(model.head[-1].weight, std=0.3)
     distil = remedy(1.0, model)
     monkeypatch.setattr(distil.model, "hidden", lambda _: hidden)
@@ -191,7 +192,7 @@ def test_the_teacher_says_what_stage_0_says(content):
 
 def test_large_images_are_shown_to_the_teacher_at_its_own_size(content, monkeypatch):
     teacher, seen = remedies.KeepStage0(1.0, content), []
-    monkeypatch.setattr(teacher.model, "hidden", lambda images: seen.append(images.shape) or torch.zeros(1, 128, 1, 1))
+    monkeypatch.setattr(teacher.model, "hidden", lambda images: seen.append(images.shape) or torch.zeros(1, WIDTH, 1, 1))
     teacher.targets(torch.rand(1, 3, 320, 320))
     teacher.targets(torch.rand(1, 3, 96, 64))
     assert seen == [(1, 3, 160, 160), (1, 3, 96, 64)]
@@ -199,7 +200,7 @@ def test_large_images_are_shown_to_the_teacher_at_its_own_size(content, monkeypa
 
 def test_new_images_only_are_shown_to_the_teacher(content):
     teacher, images = remedies.KeepStage0(1.0, content), torch.rand(1, 3, 64, 64)
-    hidden = torch.rand(1, 128, 8, 8)
+    hidden = torch.rand(1, WIDTH, 8, 8)
     assert teacher.on_batch(context(None, "det"), "det", images, hidden) > 0
     assert teacher.on_batch(context(None, "det"), "seg", images, hidden) == 0
 

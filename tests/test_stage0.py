@@ -87,7 +87,7 @@ def test_it_learns_and_leaves_weights_with_a_card(folder, tmp_path, monkeypatch)
     assert about["pictures"] == 22 and about["classes"] == 3 and about["start"] == "nothing"
     content = checkpoint.load(out)
     assert all(v.dtype == torch.float16 for part in ("model", "classifier") for v in content[part].values())
-    assert content["classes"] == list(COLOURS) and content["classifier"]["weight"].shape == (3, 128)
+    assert content["classes"] == list(COLOURS) and content["classifier"]["weight"].shape == (3, 256)
     assert about["parameters"] == sum(v.numel() for v in content["model"].values())
     monkeypatch.setenv(pretrained.VARIABLE, str(out))
     assert pretrained.start(UnifiedModel("paper", 10, 10)).startswith("stage0_paper.pt")

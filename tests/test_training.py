@@ -233,8 +233,8 @@ def test_only_a_trunk_with_imagenet_weights_learns_more_slowly(straight):
     model = load_model(straight.path("seg"))[0]
     assert [g["lr"] for g in training.parameter_groups(model, SETTINGS, "seg")] == [3e-3, 3e-3]
     model.pretrained = True
-    slow, fast = training.parameter_groups(model, SETTINGS, "cls")
-    assert slow["lr"] == pytest.approx(2e-5) and fast["lr"] == 2e-4
+    slow, fast = training.parameter_groups(model, SETTINGS, "seg")
+    assert slow["lr"] == pytest.approx(1e-4) and fast["lr"] == 1e-3
     chosen = {p for g in (slow, fast) for p in g["params"]}
     early = set(model.backbone.trunk.downsample[: model.backbone.trunk.to_stride4].parameters())
     assert early and chosen == set(model.parameters()) - early
@@ -246,10 +246,35 @@ def test_the_layers_up_to_stride_4_keep_imagenet_weights(freeze, straight):
     model.pretrained = True
     before = {k: v.clone() for k, v in model.state_dict().items()}
     settings = replace(SETTINGS, freeze=freeze)
-    training.Trainer(model, straight.data("det", "train"), ReplayBuffer(0), settings, "cpu").epoch()
+    training.Trainer(model, straight.data("seg", "train"), ReplayBuffer(0), settings, "cpu").epoch()
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     early = {k for k in before if k.startswith(("backbone.trunk.downsample.0.", "backbone.trunk.downsample.1."))}
     assert changed == set(before) - (early if freeze else set())
+
+
+def learning(model, settings, task) -> bool:
+    """Whether any layer of the trunk learns in a stage."""
+    model.requires_grad_(True)
+    model.pretrained = True
+    training.parameter_groups(model, settings, task)
+    return any(p.requires_grad for p in model.backbone.trunk.parameters())
+
+
+def test_a_trunk_with_imagenet_weights_learns_in_the_first_stage_only(straight):
+    model = load_model(straight.path("seg"))[0]
+    assert [learning(model, SETTINGS, task) for task in TASKS] == [True, False, False]
+    assert learning(model, replace(SETTINGS, rest=False), "cls")
+    assert learning(model, replace(SETTINGS, tasks=["cls"]), "cls"), "a task alone has no stage before it"
+    assert learning(model, replace(SETTINGS, joint=True), "cls"), "nor has joint training"
+
+
+def test_a_resting_trunk_keeps_every_weight_and_what_is_above_learns(straight):
+    model = load_model(straight.path("seg"))[0]
+    model.pretrained = True
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    training.Trainer(model, straight.data("det", "train"), ReplayBuffer(0), SETTINGS, "cpu").epoch()
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {k for k in before if not k.startswith("backbone.trunk.")}
 
 
 def test_heavy_augmentation_ends_before_the_last_epochs(straight):
