@@ -49,7 +49,7 @@ class Settings:
     size: dict = field(default_factory=lambda: dict(seg=320, det=384, cls=192))  # input pixels while training
     test_size: dict = field(default_factory=lambda: dict(seg=384, det=384, cls=224))  # and in use: windows and crops
     # enlarge what training sees (H. Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019)
-    epochs: dict = field(default_factory=lambda: dict(seg=45, det=100, cls=25))  # passes over the task's own images
+    epochs: dict = field(default_factory=lambda: dict(seg=45, det=90, cls=25))  # passes over the task's own images
     batch: dict = field(default_factory=lambda: dict(seg=8, det=8, cls=16))  # new images in a training step
     lr: dict = field(default_factory=lambda: dict(seg=1e-3, det=1e-3, cls=2e-4))  # AdamW's, of the parts that start at
     # random; classification starts near its goal, and a high rate there costs the replayed tasks

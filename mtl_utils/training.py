@@ -172,7 +172,7 @@ def train(trainer: Trainer, after_epoch: Callable[[Trainer], None]) -> None:
 
 
 def parameter_groups(model: UnifiedModel, settings: Settings, task: str) -> list[dict]:
-    """Trunk and all the rest; a trunk with ImageNet weights learns more slowly or rests, a model from nothing faster."""
+    """Trunk and all the rest; a trunk with ImageNet weights learns more slowly or rests, one from nothing faster."""
     if model.pretrained and settings.freeze:
         model.backbone.trunk.freeze_early()
     if model.pretrained and settings.rest and settings.earlier(task) and not settings.joint:

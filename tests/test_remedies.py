@@ -192,7 +192,8 @@ def test_the_teacher_says_what_stage_0_says(content):
 
 def test_large_images_are_shown_to_the_teacher_at_its_own_size(content, monkeypatch):
     teacher, seen = remedies.KeepStage0(1.0, content), []
-    monkeypatch.setattr(teacher.model, "hidden", lambda images: seen.append(images.shape) or torch.zeros(1, WIDTH, 1, 1))
+    features = torch.zeros(1, WIDTH, 1, 1)
+    monkeypatch.setattr(teacher.model, "hidden", lambda images: seen.append(images.shape) or features)
     teacher.targets(torch.rand(1, 3, 320, 320))
     teacher.targets(torch.rand(1, 3, 96, 64))
     assert seen == [(1, 3, 160, 160), (1, 3, 96, 64)]
