@@ -35,13 +35,14 @@ class Plan:
 
 REPLAY = Plan("replay")  # the default, and the run whose stage 1 the others share
 FINETUNE = Plan("finetune", {"draw": 0})
+PLAIN = Plan("plain", {"draw": 0, "distill": 0.0, "rest": False})  # no remedy at all: the lower bound
 ALONE = [Plan("alone-det", {"tasks": ["det"]}), Plan("alone-cls", {"tasks": ["cls"]})]
 MEMORIES = [
     Plan(f"memory{size}-{selection}", {"memory": size, "selection": selection})
     for size, selection in product((10, 20, 60), ("balanced", "random", "herding"))
 ]
 STUDIES = {
-    "baselines": [REPLAY, FINETUNE, *ALONE, Plan("joint", {"joint": True})],
+    "baselines": [REPLAY, FINETUNE, PLAIN, *ALONE, Plan("joint", {"joint": True})],
     "remedies": [
         REPLAY,
         FINETUNE,
