@@ -33,11 +33,16 @@ def test_the_six_are_there():
     assert [path.stem for path in PATHS] == NAMES
 
 
+def without_pictures(output: dict) -> dict:
+    """What can be read of an output: in a picture's base64 any word stands somewhere by chance."""
+    return {**output, "data": {k: v for k, v in output.get("data", {}).items() if k != "image/png"}}
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
 def test_stored_outputs_come_from_one_run_from_top_to_bottom(path):
     cells = code_cells(path)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    outputs = json.dumps([cell.outputs for cell in cells])
+    outputs = json.dumps([without_pictures(output) for cell in cells for output in cell.outputs])
     assert '"output_type": "error"' not in outputs
     assert not re.search(r"/(root|home|work|tmp|Users|content)/", outputs), "an absolute path in an output"
     assert not re.search(r"0x[0-9a-f]{8,}", outputs), "a memory address in an output"
