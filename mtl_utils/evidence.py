@@ -12,8 +12,8 @@ R[i, j] is the metric of task j after stage i, b_j the metric of task j learned 
 import numpy as np
 import pandas as pd
 
-from mtl_utils.intervals import interval
-from mtl_utils.report import r_matrix
+from mtl_utils.intervals import UNIT, interval
+from mtl_utils.report import markdown, r_matrix
 from mtl_utils.settings import METRIC_NAMES, TASKS
 
 ALONE = {"seg": "replay", "det": "alone-det", "cls": "alone-cls"}  # the runs whose first stage is a task alone
@@ -56,6 +56,17 @@ def pooled(results: list[dict], name: str, task: str) -> tuple[float, float, flo
     return float(np.mean([value for value, _ in found])), *interval(draws[~np.isnan(draws)]), len(found)
 
 
+def finals(results: list[dict], name: str, task: str) -> dict[int, tuple[float, float, float]]:
+    """The final metric of a run by its seeds, each with its interval over draws of images."""
+    found = {}
+    for result in sorted(results, key=lambda r: r["settings"]["seed"]):
+        if result["name"] == name:
+            last = list(result["metrics"])[-1]
+            draws = np.array(result["draws"][last][task]) / UNIT
+            found[result["settings"]["seed"]] = (result["metrics"][last][task][METRIC_NAMES[task]], *interval(draws))
+    return found
+
+
 def forgetting_numbers(result: dict) -> dict[str, float]:
     """BWT and forgetting of a run with all three stages."""
     r = matrix(result)
@@ -96,7 +107,7 @@ def table_row(results: list[dict], name: str) -> dict[str, str]:
     for j, task in enumerate(TASKS):
         finals = [matrix(r)[-1, j] for r in runs]
         row[METRIC_NAMES[task]] = f"{np.mean(finals):.3f}" + (f" ± {np.std(finals, ddof=1):.3f}" if runs[1:] else "")
-        row[f"{METRIC_NAMES[task]}, % of alone"] = percent(kept[task]) if kept[task] else "–"
+        row[f"{METRIC_NAMES[task]}, % of alone"] = percent(kept[task], len(runs)) if kept[task] else "–"
     row["average"] = f"{np.mean([matrix(r)[-1].mean() for r in runs]):.3f}"
     row["gain, %"] = f"{100 * (np.mean([k[0] for k in kept.values()]) - 1):+.1f}" if all(kept.values()) else "–"
     if all(len(r["metrics"]) == len(TASKS) for r in runs):
@@ -105,10 +116,19 @@ def table_row(results: list[dict], name: str) -> dict[str, str]:
     return row
 
 
-def percent(kept: tuple[float, float, float, int]) -> str:
-    """Retention with its interval, in per cent."""
-    value, low, high, _ = kept
-    return f"{100 * value:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+def percent(kept: tuple[float, float, float, int], runs: int) -> str:
+    """Retention with its interval, in per cent; of how many seeds, where not all runs have a baseline."""
+    value, low, high, seeds = kept
+    of = "" if seeds == runs else f" (of {seeds})"
+    return f"{100 * value:.0f} [{100 * low:.0f}, {100 * high:.0f}]{of}"
+
+
+def evidence_markdown(results: list[dict], words: dict[str, str]) -> str:
+    """The table as markdown; `words` translates column names."""
+    table = evidence_table(results).fillna("–")
+    columns = [words.get(column, column) for column in ("run", *table.columns)]
+    rows = [[f"`{name}`", *table.loc[name]] for name in table.index]
+    return markdown([columns, ["---"] * len(columns), *rows])
 
 
 def holds(results: list[dict], name: str) -> dict[str, bool]:

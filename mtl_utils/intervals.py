@@ -18,6 +18,7 @@ from mtl_utils.settings import VOC_CLASSES
 
 DRAWS = 1000
 LEVEL = 0.95  # of an interval
+UNIT = 10_000  # draws are stored as whole numbers of this fraction
 
 
 def image_draws(images: int, draws: int = DRAWS) -> np.ndarray:

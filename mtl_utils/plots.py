@@ -124,6 +124,24 @@ def matrix_heatmap(metrics: dict) -> Figure:
     return figure
 
 
+def seed_dots(results: list[dict]) -> Figure:
+    """The default's final metric for each seed with its 95 % interval over images, their mean, and the floor."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
+    for axis, task in zip(axes, TASKS, strict=True):
+        found = evidence.finals(results, "replay", task)
+        for i, (value, low, high) in enumerate(found.values()):
+            axis.plot([i, i], [low, high], color=TASK_COLOURS[task], linewidth=2)
+            axis.plot(i, value, TASK_MARKS[task], color=TASK_COLOURS[task], markeredgecolor="black")
+        mean = np.mean([value for value, _, _ in found.values()])
+        axis.axhline(mean, color="0.3", linewidth=1, label=f"mean {mean:.3f}")
+        floor = next(r["metrics"]["cls"][task]["floor"] for r in results if r["name"] == "replay")
+        axis.axhline(floor, color="0.3", linewidth=1, linestyle=":", label=f"floor {floor:.3f}")
+        axis.set(title=METRIC_NAMES[task], xlabel="seed", xlim=(-0.6, len(found) - 0.4), ylim=(-0.02, 1))
+        axis.set_xticks(range(len(found)), [str(seed) for seed in found])
+        axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
 def retention_dots(results: list[dict]) -> Figure:
     """Retention of every kind of run, one panel a task: mean over seeds with its 95 % interval over images."""
     names = evidence.names_of(results)

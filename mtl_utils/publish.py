@@ -9,18 +9,29 @@ from pathlib import Path
 
 import nbformat
 
-from mtl_utils import report
+from mtl_utils import evidence, report, study
 from mtl_utils.checkpoint import write_json
 from mtl_utils.settings import METRIC_NAMES, PROJECT, RESULTS, TASKS, WEIGHTS, UserError
 
 README_WORDS = {  # what stands above and below the results table
     "README.md": {
         "header": ["after stage 3", "floor", "at its own stage", "final", "drop", "of baseline", "verdict"],
+        "evidence": {},
         "about": "One run on the real mini sets: profile `{profile}`, seed {seed}, start `{start}`, {parameters:.1f} M "
         "parameters, {minutes} minutes of training for the three stages ({device}).",
     },
     "README.zh-TW.md": {
         "header": ["階段 3 之後", "下限", "該階段結束時", "最終", "下降", "與基準之比", "判定"],
+        "evidence": {
+            "run": "執行",
+            "seeds": "種子數",
+            "mIoU, % of alone": "mIoU，佔單獨訓練的 %",
+            "mAP@50, % of alone": "mAP@50，佔單獨訓練的 %",
+            "Top-1, % of alone": "Top-1，佔單獨訓練的 %",
+            "average": "平均",
+            "gain, %": "增益，%",
+            "forgetting": "遺忘",
+        },
         "about": "真實資料上的一次執行：設定檔 `{profile}`、種子 {seed}、起始權重 `{start}`、"
         "{parameters:.1f} M 個參數，三個階段的訓練時間為 {minutes} 分鐘（{device}）。",
     },
@@ -107,11 +118,17 @@ def remake_readmes() -> None:
 
 
 def with_results(text: str, words: dict) -> str:
-    """A README's text with the results between its two marks made anew from figures/metrics.json."""
+    """A README's text with the results between their marks made anew from figures/metrics.json and figures/study/."""
     metrics = report.read_metrics(RESULTS)
     minutes = " + ".join(f"{stage['minutes']:.0f}" for stage in metrics["stages"].values())
     settings, start = metrics["settings"], metrics["start"].split(" ")[0]
     facts = {"profile": settings["profile"], "seed": settings["seed"], "start": start, "minutes": minutes}
     about = words["about"].format(**facts, device=metrics["device"], parameters=metrics["parameters"] / 1e6)
-    made = f"{report.results_markdown(metrics, words['header'])}\n\n{about}\n"
-    return re.sub(r"(<!-- results -->\n).*(<!-- end -->)", lambda m: m[1] + made + m[2], text, flags=re.DOTALL)
+    results = study.read_results(study.RESULTS / settings["profile"])
+    text = between(text, "results", f"{report.results_markdown(metrics, words['header'])}\n\n{about}")
+    return between(text, "evidence", evidence.evidence_markdown(results, words["evidence"]))
+
+
+def between(text: str, name: str, made: str) -> str:
+    """A text with something new between two marks."""
+    return re.sub(f"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{made}\n{m[2]}", text, flags=re.DOTALL)

@@ -118,4 +118,9 @@ def results_markdown(metrics: dict, header: list[str]) -> str:
         floor = f"{floors(metrics)[d['task']]:.3f}"
         values = [f"{d['baseline']:.3f}", f"{d['final']:.3f}", f"{d['drop']:+.3f}", f"{100 * kept:.0f} %"]
         rows.append([METRIC_NAMES[d["task"]], floor, *values, mark(d["pass"])])
+    return markdown(rows)
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Rows of a table, the first two its header and rule, as markdown."""
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

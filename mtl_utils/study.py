@@ -150,12 +150,12 @@ def summary(plan: Plan, run: Run) -> dict:
 
 
 def stage_draws(run: Run, stage: str, tasks: Iterable[str]) -> dict[str, list[int]]:
-    """The metrics of a stage's model on every draw of val images, in ten-thousandths."""
+    """The metrics of a stage's model on every draw of val images, in units of 1 / intervals.UNIT."""
     model, draws = run.model(stage), {}
     for task in tasks:
         data = run.data(task, "val")
         values = intervals.metric_draws(data, predict_set(model, data, run.settings.test_size[task]))
-        draws[task] = np.rint(values * 10_000).astype(int).tolist()
+        draws[task] = np.rint(values * intervals.UNIT).astype(int).tolist()
     return draws
 
 

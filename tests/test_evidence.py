@@ -50,6 +50,26 @@ def test_seeds_are_compared_with_their_own_baseline_and_averaged():
     assert value == pytest.approx((0.76 + 1.0) / 2) and seeds == 2
 
 
+def test_the_final_metric_of_every_seed_has_its_own_interval():
+    draws = {"cls": {"det": list(range(1000, 3001))}}
+    results = [run("replay", {"det": {"det": 0.5}, "cls": {"det": 0.2}}, draws, seed) for seed in (1, 0)]
+    found = evidence.finals([*results, ALONE_DET], "replay", "det")
+    assert list(found) == [0, 1] and found[1] == pytest.approx((0.2, 0.105, 0.295)), "2.5 % from either end"
+
+
+def test_the_table_says_how_many_seeds_have_a_baseline():
+    table = evidence.evidence_table([*RESULTS, run("replay", AFTER, seed=1)])
+    assert table.loc["replay", "seeds"] == "2" and table.loc["replay", "mIoU, % of alone"] == "96 [96, 96]"
+    assert table.loc["replay", "mAP@50, % of alone"] == "76 [76, 76] (of 1)"
+
+
+def test_the_table_as_markdown_has_translated_columns():
+    lines = evidence.evidence_markdown(RESULTS, {"run": "執行", "gain, %": "增益"}).splitlines()
+    assert lines[0].startswith("| 執行 | seeds | mIoU |") and "| 增益 |" in lines[0]
+    assert len(lines) == 3 and lines[2].startswith("| `replay` | 1 | 0.480 | 96 [96, 96] |")
+    assert len({line.count("|") for line in lines}) == 1
+
+
 def test_forgetting_numbers_by_hand():
     found = evidence.forgetting_numbers(REPLAY)
     assert found["BWT"] == pytest.approx(((0.48 - 0.5) + (0.19 - 0.2)) / 2)
@@ -80,6 +100,13 @@ def test_memory_sizes_have_common_ends():
     more = run("memory10-lwf", AFTER, changes={"memory": 10, "lwf": 1.0})
     found = evidence.memory_sizes([REPLAY, *few, more])
     assert found == {"random": {0: "finetune", 10: "memory10-random", 20: "memory20-random", 240: "replay"}}
+
+
+def test_the_seeds_figure_shows_each_seed_the_mean_and_the_floor():
+    figure = plots.seed_dots([*RESULTS, run("replay", {"cls": {"seg": 0.6, "det": 0.3, "cls": 0.8}}, seed=2)])
+    panel = figure.axes[0]
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["0", "2"]
+    assert [line.get_label() for line in panel.lines if line.get_label()[0] != "_"] == ["mean 0.540", "floor 0.000"]
 
 
 def test_figures_show_what_there_is():

@@ -7,7 +7,7 @@ import re
 import nbformat
 import pytest
 
-from mtl_utils import checkpoint, commands, publish, report
+from mtl_utils import checkpoint, commands, publish, report, study
 from mtl_utils.settings import METRIC_NAMES, PROJECT, TASKS, UserError
 
 
@@ -23,6 +23,27 @@ def test_a_changed_result_changes_the_readme(tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "RESULTS", tmp_path / "metrics.json")
     publish.RESULTS.write_text(json.dumps(metrics))
     assert "| 0.123 |" in publish.with_results(publish.read("README.md"), publish.README_WORDS["README.md"])
+
+
+def test_a_changed_study_changes_the_readme(tmp_path, monkeypatch):
+    summary = json.loads((study.RESULTS / "full" / "replay_seed0.json").read_text())
+    summary["metrics"]["cls"]["cls"]["Top-1"] = 0.123
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "replay_seed0.json").write_text(json.dumps(summary))
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    assert "| 0.123 |" in publish.with_results(publish.read("README.md"), publish.README_WORDS["README.md"])
+
+
+def test_the_study_holds_the_committed_run_and_differs_from_it_in_what_it_says_only():
+    metrics = json.loads(publish.RESULTS.read_text())
+    for result in study.read_results(study.RESULTS / metrics["settings"]["profile"]):
+        changes = {**result["changes"], "seed": result["settings"]["seed"]}
+        assert result["settings"] == metrics["settings"] | changes, result["name"]
+        assert (result["data"], result["start"]) == (metrics["data"], metrics["start"])
+    first = json.loads((study.RESULTS / "full" / "replay_seed0.json").read_text())
+    for stage, tasks in first["metrics"].items():
+        for task, values in tasks.items():
+            assert values[METRIC_NAMES[task]] == metrics["stages"][stage]["metrics"][task][METRIC_NAMES[task]]
 
 
 def test_both_readmes_give_the_same_lines_to_type():
