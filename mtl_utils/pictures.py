@@ -27,10 +27,15 @@ def draw_image(axis: Axes, image: Tensor, title: str = "") -> None:
 
 
 def draw_seg(axis: Axes, image: Tensor, mask: Tensor, classes: Classes) -> None:
-    """The mask over the image, its classes named above; the ignored border is white."""
+    """The mask over the image, its classes named above."""
     present = [c for c in mask.unique().tolist() if c not in (0, IGNORE)]
     names = ", ".join(VOC_CLASSES[c] for c in present) or "background only"
     draw_image(axis, image, textwrap.shorten(names, 30, placeholder=" …"))
+    draw_mask(axis, mask)
+
+
+def draw_mask(axis: Axes, mask: Tensor) -> None:
+    """VOC's colours over an image; the background lets it through, the ignored border is white."""
     rgb = np.array(voc_palette(), np.uint8).reshape(256, 3)
     colours = np.concatenate([rgb, np.full((256, 1), 165, np.uint8)], axis=1)
     colours[0] = 0
@@ -39,12 +44,18 @@ def draw_seg(axis: Axes, image: Tensor, mask: Tensor, classes: Classes) -> None:
 
 
 def draw_det(axis: Axes, image: Tensor, found: dict[str, Tensor], classes: Classes) -> None:
-    """Boxes with class and, for detections, score; crowds are dashed."""
+    """The image with its objects, their number above."""
     draw_image(axis, image)
+    count = draw_boxes(axis, found, classes)
+    axis.set_title(f"{count} object{'s' * (count != 1)}", fontsize=9)
+
+
+def draw_boxes(axis: Axes, found: dict[str, Tensor], classes: Classes, threshold: float = SHOWN) -> int:
+    """Boxes with class and, for detections from a least score on, score; crowds are dashed. Returns how many."""
     scores = found.get("scores", torch.ones(len(found["labels"])))
     crowds = found.get("crowd", torch.zeros(len(found["labels"]), dtype=torch.bool))
     rows = zip(found["boxes"].tolist(), found["labels"], scores, crowds, strict=True)
-    shown = [row for row in rows if row[2] >= SHOWN]
+    shown = [row for row in rows if row[2] >= threshold]
     for (left, top, right, bottom), label, score, crowd in shown:
         colour = BOX_COLOURS[int(label) % len(BOX_COLOURS)]
         style = {"fill": False, "edgecolor": colour, "linewidth": 1.5, "linestyle": "--" if crowd else "-"}
@@ -52,7 +63,7 @@ def draw_det(axis: Axes, image: Tensor, found: dict[str, Tensor], classes: Class
         text = classes.det[label] + (f" {score:.2f}" if "scores" in found else "")
         box = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
         axis.text(left, top, text, fontsize=6, color="white", va="bottom", bbox=box, clip_on=True)
-    axis.set_title(f"{len(shown)} object{'s' * (len(shown) != 1)}", fontsize=9)
+    return len(shown)
 
 
 def draw_cls(axis: Axes, image: Tensor, answer: Tensor, classes: Classes) -> None:
@@ -65,6 +76,22 @@ DRAW = {"seg": draw_seg, "det": draw_det, "cls": draw_cls}
 TRUTH = {"seg": lambda t: t["mask"].as_subclass(Tensor), "det": lambda t: t, "cls": lambda t: t["label"]}
 
 
+def draw_truth(axis: Axes, dataset: MiniSet, index: int) -> None:
+    """An image of a set with what is known about it."""
+    image, target = dataset[index]
+    DRAW[dataset.task](axis, image.as_subclass(Tensor), TRUTH[dataset.task](target), dataset.classes)
+
+
+def draw_answers(axis: Axes, image: Tensor, answers: dict, classes: Classes, threshold: float = SHOWN) -> None:
+    """One image with the answers of all tasks given (evaluation.predict's): mask, boxes, and the class above."""
+    best = int(answers["cls"].argmax()) if "cls" in answers else None
+    draw_image(axis, image, "" if best is None else f"{classes.names('cls')[best]} ({answers['cls'][best]:.2f})")
+    if "seg" in answers:
+        draw_mask(axis, answers["seg"])
+    if "det" in answers:
+        draw_boxes(axis, answers["det"], classes, threshold)
+
+
 def spread(dataset: MiniSet, count: int) -> list[int]:
     """`count` indices spread evenly over a set: the choice does not depend on how well they are predicted."""
     return np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
@@ -74,8 +101,7 @@ def sample_grid(dataset: MiniSet, count: int = 4) -> Figure:
     """Images of one set with their labels."""
     figure, axes = plt.subplots(1, count, figsize=(10, 2.6), layout="constrained", squeeze=False)
     for axis, i in zip(axes[0], spread(dataset, count), strict=True):
-        image, target = dataset[i]
-        DRAW[dataset.task](axis, image.as_subclass(Tensor), TRUTH[dataset.task](target), dataset.classes)
+        draw_truth(axis, dataset, i)
     return figure
 
 
@@ -96,8 +122,8 @@ def stage_grid(models: dict[str, nn.Module], datasets: dict[str, MiniSet], sizes
     """One image of each task by row: its truth, and what the model of each stage says about it."""
     figure, axes = plt.subplots(len(TASKS), 1 + len(models), figsize=(9.6, 6.3), layout="constrained")
     for row, (task, dataset) in zip(axes, datasets.items(), strict=True):
-        image, target = dataset[index % len(dataset)]
-        DRAW[task](row[0], image.as_subclass(Tensor), TRUTH[task](target), dataset.classes)
+        image, _ = dataset[index % len(dataset)]
+        draw_truth(row[0], dataset, index % len(dataset))
         label_row(row[0], TASK_NAMES[task])
         for axis, (stage, model) in zip(row[1:], models.items(), strict=True):
             learned = TASKS.index(stage) >= TASKS.index(task)
