@@ -120,7 +120,7 @@ def prediction_grid(model: nn.Module, dataset: MiniSet, size: int, count: int = 
 
 def stage_grid(models: dict[str, nn.Module], datasets: dict[str, MiniSet], sizes: dict[str, int], index: int) -> Figure:
     """One image of each task by row: its truth, and what the model of each stage says about it."""
-    figure, axes = plt.subplots(len(TASKS), 1 + len(models), figsize=(9.6, 6.3), layout="constrained")
+    figure, axes = plt.subplots(len(TASKS), 1 + len(models), figsize=(8.4, 5.5), layout="constrained")
     for row, (task, dataset) in zip(axes, datasets.items(), strict=True):
         image, _ = dataset[index % len(dataset)]
         draw_truth(row[0], dataset, index % len(dataset))
