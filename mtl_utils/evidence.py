@@ -105,8 +105,8 @@ def table_row(results: list[dict], name: str) -> dict[str, str]:
     row = {"seeds": str(len(runs))}
     kept = {task: pooled(results, name, task) for task in TASKS}
     for j, task in enumerate(TASKS):
-        finals = [matrix(r)[-1, j] for r in runs]
-        row[METRIC_NAMES[task]] = f"{np.mean(finals):.3f}" + (f" ± {np.std(finals, ddof=1):.3f}" if runs[1:] else "")
+        values = [matrix(r)[-1, j] for r in runs]
+        row[METRIC_NAMES[task]] = f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if runs[1:] else "")
         row[f"{METRIC_NAMES[task]}, % of alone"] = percent(kept[task], len(runs)) if kept[task] else "–"
     row["average"] = f"{np.mean([matrix(r)[-1].mean() for r in runs]):.3f}"
     row["gain, %"] = f"{100 * (np.mean([k[0] for k in kept.values()]) - 1):+.1f}" if all(kept.values()) else "–"

@@ -28,7 +28,7 @@ class Player(widgets.VBox):
     """Rows of controls above a picture, which is drawn anew whenever one of them changes; notes stand below it."""
 
     def __init__(self, *rows: list[widgets.Widget]):
-        self.picture, self.note = widgets.Image(format="jpeg"), widgets.HTML()
+        self.picture, self.note = widgets.Image(format="jpeg"), widgets.Label()
         super().__init__([*(widgets.HBox(row) for row in rows), self.picture, self.note])
         for control in (control for row in rows for control in row):
             control.observe(lambda _: self.redraw(), "value")
@@ -94,6 +94,7 @@ class Explorer(Player):
         self.layers = {task: widgets.Checkbox(value=True, description=TASK_NAMES[task], indent=False) for task in TASKS}
         self.upload = widgets.FileUpload(accept="image/*", description="upload")
         self.path = widgets.Text(placeholder="or the path of a picture", continuous_update=False)
+        self.upload.observe(lambda _: self.path.set_trait("value", ""), "value")  # what was given last counts
         rows = [[self.stage, self.source], [self.index, self.threshold], [*self.layers.values()]]
         super().__init__(*rows, [self.upload, self.path])
 
@@ -124,10 +125,12 @@ class Explorer(Player):
 
     def own_image(self) -> tv_tensors.Image:
         """The picture that was uploaded or named, upright. Raises UserError when there is none that can be read."""
-        name = self.upload.value[-1]["name"] if self.upload.value else self.path.value.strip()
-        if not name:
+        if name := self.path.value.strip():
+            file = Path(name).expanduser()
+        elif self.upload.value:
+            name, file = self.upload.value[-1]["name"], io.BytesIO(self.upload.value[-1]["content"])
+        else:
             raise UserError("Upload a picture, or type the path of one.")
-        file = io.BytesIO(self.upload.value[-1]["content"]) if self.upload.value else Path(name).expanduser()
         try:
             with Image.open(file) as picture:
                 upright = ImageOps.exif_transpose(picture).convert("RGB")
