@@ -128,7 +128,7 @@ class Explorer(Player):
         if name := self.path.value.strip():
             file = Path(name).expanduser()
         elif self.upload.value:
-            name, file = self.upload.value[-1]["name"], io.BytesIO(self.upload.value[-1]["content"])
+            name, file = uploaded(self.upload.value)
         else:
             raise UserError("Upload a picture, or type the path of one.")
         try:
@@ -138,3 +138,11 @@ class Explorer(Player):
             raise UserError(f"{name} cannot be read as a picture: choose a JPEG or PNG file.") from error
         upright.thumbnail((LARGEST, LARGEST))
         return tv_tensors.Image(TF.pil_to_tensor(upright))
+
+
+def uploaded(value: tuple | dict) -> tuple[str, io.BytesIO]:
+    """Name and contents of the file that was uploaded last, as ipywidgets 8 gives them, or 7, which Colab has."""
+    if isinstance(value, dict):
+        name, last = list(value.items())[-1]
+        return name, io.BytesIO(last["content"])
+    return value[-1]["name"], io.BytesIO(value[-1]["content"])

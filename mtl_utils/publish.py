@@ -1,4 +1,4 @@
-"""What the repository shows of runs: of one everything (metrics, weights, notebooks, figures), of others a log line."""
+"""What the repository shows: of one run everything (metrics, weights, notebooks, figures), of others a line; links."""
 
 import csv
 import hashlib
@@ -37,6 +37,9 @@ README_WORDS = {  # what stands above and below the results table
     },
 }
 RUN_LOG = PROJECT / "figures" / "runs.csv"  # one line a run: how the recipe was found
+NOTEBOOKS = PROJECT / "notebooks"
+ADDRESS = re.compile('^REPOSITORY = "(.*)"', re.MULTILINE)  # in every notebook's first cell: what Colab clones
+COLAB = "https://colab.research.google.com"
 SCORES = [(stage, task) for i, stage in enumerate(TASKS) for task in TASKS[: i + 1]]
 
 
@@ -53,7 +56,7 @@ def take_over(run: Path) -> None:
     for source, target in copies.items():
         shutil.copyfile(source, target)
     for path in run.glob("*.ipynb"):
-        take_outputs(path, PROJECT / "notebooks" / path.name)
+        take_outputs(path, NOTEBOOKS / path.name)
     write_card(metrics)
 
 
@@ -132,3 +135,39 @@ def with_results(text: str, words: dict) -> str:
 def between(text: str, name: str, made: str) -> str:
     """A text with something new between two marks."""
     return re.sub(f"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{made}\n{m[2]}", text, flags=re.DOTALL)
+
+
+def set_address(name: str) -> None:
+    """Write where the project lies on GitHub (OWNER/NAME) into the notebooks' first cells, and badges everywhere."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UserError(f"{name!r} is not an address: give it as OWNER/NAME, as in github.com/OWNER/NAME.")
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        link_notebook(notebook, path.stem, f"https://github.com/{name}")
+        path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+    for readme in README_WORDS:
+        made = " ".join(badge(path.stem, f"https://github.com/{name}") for path in sorted(NOTEBOOKS.glob("06*.ipynb")))
+        (PROJECT / readme).write_text(between(read(readme), "badge", made), encoding="utf-8")
+
+
+def link_notebook(notebook: nbformat.NotebookNode, name: str, address: str) -> None:
+    """Bring the row below the title, and the address in the first code cell, in step with where the project lies."""
+    title, _, rest = notebook.cells[0].source.split("\n\n", 2)
+    notebook.cells[0].source = "\n\n".join([title, navigation(name, address), rest])
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    first.source = ADDRESS.sub(f'REPOSITORY = "{address}"', first.source)
+
+
+def navigation(name: str, address: str) -> str:
+    """The row below a notebook's title: the badge that opens it in Colab, the notebooks before and after it."""
+    names = [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
+    i = names.index(name)
+    before = [f"[← {other}]({other}.ipynb)" for other in names[:i][-1:]]
+    after = [f"[{other} →]({other}.ipynb)" for other in names[i + 1 :][:1]]
+    return " · ".join([badge(name, address)] * bool(address) + before + after)
+
+
+def badge(name: str, address: str) -> str:
+    """The badge that opens a notebook in Colab."""
+    page = address.replace("https://github.com", f"{COLAB}/github")
+    return f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({page}/blob/main/notebooks/{name}.ipynb)"

@@ -119,6 +119,24 @@ def test_your_own_image_by_path(player, tmp_path):
     assert player.note.value == "" and player.asked[0][2] == (3, 32, 64)
 
 
+def test_what_was_given_last_counts(player, tmp_path):
+    (tmp_path / "mine.jpg").write_bytes(jpeg(64, 32))
+    player.source.value = explorer.OWN
+    player.path.value = str(tmp_path / "mine.jpg")
+    upload(player, jpeg(32, 96))
+    assert player.asked[-1][2] == (3, 96, 32) and player.path.value == ""
+    player.path.value = str(tmp_path / "mine.jpg")
+    assert player.asked[-1][2] == (3, 32, 64)
+
+
+def test_uploads_are_read_in_both_forms_of_ipywidgets():
+    new = ({"name": "a.jpg", "content": memoryview(b"old")}, {"name": "b.jpg", "content": memoryview(b"last")})
+    old = {"a.jpg": {"metadata": {}, "content": b"old"}, "b.jpg": {"metadata": {}, "content": b"last"}}
+    for value in (new, old):
+        name, file = explorer.uploaded(value)
+        assert (name, file.read()) == ("b.jpg", b"last")
+
+
 @pytest.mark.parametrize("content", [b"", b"no picture", jpeg(64, 64)[:200]])
 def test_what_is_no_picture_is_one_sentence(player, content):
     player.source.value = explorer.OWN

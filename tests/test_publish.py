@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 
 import nbformat
 import pytest
@@ -140,3 +141,47 @@ def test_outputs_of_other_code_are_refused(tmp_path):
     nbformat.write(cells("text", "print(42)"), tmp_path / "book.ipynb")
     with pytest.raises(UserError, match=r"book\.ipynb has other code"):
         publish.take_outputs(tmp_path / "run.ipynb", tmp_path / "book.ipynb")
+
+
+def stored_links():
+    """Of every notebook: its name, the row below its title, and the address in its first cell."""
+    for path in sorted(publish.NOTEBOOKS.glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        first = next(cell for cell in cells if cell.cell_type == "code")
+        yield path.stem, cells[0].source.split("\n\n")[1], publish.ADDRESS.search(first.source)[1]
+
+
+def test_all_notebooks_and_both_readmes_name_one_address():
+    addresses = {address for _, _, address in stored_links()}
+    assert len(addresses) == 1
+    for name, row, address in stored_links():
+        assert row == publish.navigation(name, address)
+    made = publish.badge("06_final_evaluation", address) if (address := addresses.pop()) else ""
+    for readme in publish.README_WORDS:
+        assert publish.between(publish.read(readme), "badge", made) == publish.read(readme)
+
+
+def test_the_address_is_set_everywhere_at_once_and_can_be_changed(tmp_path, monkeypatch):
+    shutil.copytree(publish.NOTEBOOKS, tmp_path / "notebooks")
+    for readme in publish.README_WORDS:
+        shutil.copyfile(publish.PROJECT / readme, tmp_path / readme)
+    monkeypatch.setattr(publish, "PROJECT", tmp_path)
+    monkeypatch.setattr(publish, "NOTEBOOKS", tmp_path / "notebooks")
+    before = [nbformat.read(path, as_version=4) for path in sorted(publish.NOTEBOOKS.glob("*.ipynb"))]
+    for name in ("someone/first", "else.where/second-try"):
+        assert commands.main(["links", name]) == 0
+        test_all_notebooks_and_both_readmes_name_one_address()
+        rows = list(stored_links())
+        assert len(rows) == 6 and all(address == f"https://github.com/{name}" for _, _, address in rows)
+        assert f"colab.research.google.com/github/{name}/blob/main/notebooks/03_stage1" in rows[2][1]
+        assert f"github/{name}/blob/main/notebooks/06" in publish.read("README.zh-TW.md")
+    for old, path in zip(before, sorted(publish.NOTEBOOKS.glob("*.ipynb")), strict=True):
+        assert [cell.get("outputs") for cell in nbformat.read(path, as_version=4).cells] == [
+            cell.get("outputs") for cell in old.cells
+        ]
+
+
+@pytest.mark.parametrize("name", ["https://github.com/a/b", "a", "a/b/c", "a b/c", ""])
+def test_what_is_no_address_is_refused(name):
+    with pytest.raises(UserError, match="OWNER/NAME"):
+        publish.set_address(name)
