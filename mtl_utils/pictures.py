@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
-from mtl_utils.data import Classes, MiniSet, class_counts
+from mtl_utils.data import Classes, MiniSet, Sample, class_counts
 from mtl_utils.evaluation import IMAGE_SCORES, SHOWN, predict, predict_set
 from mtl_utils.plots import TASK_COLOURS
 from mtl_utils.settings import IGNORE, TASK_NAMES, TASKS, VOC_CLASSES
 from mtl_utils.synthetic import voc_palette
+from mtl_utils.transforms import heavy
 
 BOX_COLOURS = plt.get_cmap("tab10").colors
 
@@ -105,6 +106,36 @@ def sample_grid(dataset: MiniSet, count: int = 4) -> Figure:
     return figure
 
 
+def augmentation_grid(datasets: dict[str, MiniSet], sizes: dict[str, int], index: int, count: int = 3) -> Figure:
+    """One image of each task by row: as it is, and `count` times as training sees it; labels move along."""
+    figure, axes = plt.subplots(len(TASKS), 1 + count, figsize=(8.4, 6), layout="constrained")
+    for row, (task, dataset) in zip(axes, datasets.items(), strict=True):
+        draw_truth(row[0], dataset, index)
+        label_row(row[0], TASK_NAMES[task])
+        change = heavy(task, sizes[task])
+        for axis, seed in zip(row[1:], range(count), strict=True):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                image, target = change(*dataset[index])
+            DRAW[task](axis, image.as_subclass(Tensor), TRUTH[task](target), dataset.classes)
+    label_columns(axes[0], ("as it is", *["in training"] * count))
+    return figure
+
+
+def exemplar_grid(samples: dict[str, list[Sample]], classes: Classes, count: int = 5) -> Figure:
+    """The first exemplars that a replay buffer keeps of each task, by row, with their labels."""
+    figure, axes = plt.subplots(
+        len(samples), count, figsize=(10, 2.3 * len(samples)), layout="constrained", squeeze=False
+    )
+    for row, (task, stored) in zip(axes, samples.items(), strict=True):
+        label_row(row[0], TASK_NAMES[task])
+        for axis, (image, target) in zip(row, stored, strict=False):
+            DRAW[task](axis, image.as_subclass(Tensor), TRUTH[task](target), classes)
+        for axis in row[len(stored) :]:
+            axis.set_axis_off()
+    return figure
+
+
 def prediction_grid(model: nn.Module, dataset: MiniSet, size: int, count: int = 4) -> Figure:
     """Truth above, prediction below."""
     figure, axes = plt.subplots(2, count, figsize=(10, 4.8), layout="constrained", squeeze=False)
@@ -162,7 +193,8 @@ def label_row(axis: Axes, word: str) -> None:
 def label_columns(axes: np.ndarray, words: tuple[str, ...]) -> None:
     """A word above each of a row of pictures."""
     for axis, word in zip(axes, words, strict=True):
-        axis.text(0.5, 1.2, word, transform=axis.transAxes, ha="center", fontweight="bold", fontsize=10)
+        look = {"xycoords": "axes fraction", "textcoords": "offset points", "fontweight": "bold", "fontsize": 10}
+        axis.annotate(word, (0.5, 1), (0, 20), ha="center", **look)
 
 
 def class_balance(datasets: dict[str, MiniSet]) -> Figure:

@@ -1,0 +1,113 @@
+"""What happens inside the network for one image: how far a cell sees, and what the head's map holds."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+from torchvision import tv_tensors
+
+from mtl_utils.data import Classes
+from mtl_utils.evaluation import predict
+from mtl_utils.model import UnifiedModel
+from mtl_utils.pictures import draw_answers, draw_image, draw_mask
+from mtl_utils.plots import TASK_COLOURS
+from mtl_utils.transforms import Letterbox, collate, plain
+
+SHARES = {0.5: "-", 0.9: "--"}  # of all influence, and the lines of the squares that hold it
+
+
+def influence(model: UnifiedModel, images: Tensor) -> Tensor:
+    """(H, W): how much each pixel moves the head's features in the middle cell, as shares of the whole.
+
+    The effective receptive field: the mean size of the gradient over images (B, 3, H, W) in [0, 1], after W. Luo et
+    al., "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", NeurIPS 2016.
+    """
+    device = next(model.parameters()).device
+    images = images.to(device).requires_grad_()
+    hidden = model.eval().hidden(images)
+    middle = hidden[:, :, hidden.shape[2] // 2, hidden.shape[3] // 2]
+    (gradient,) = torch.autograd.grad(middle.sum(), images)
+    found = gradient.abs().mean((0, 1)).cpu()
+    return found / found.sum()
+
+
+def square_with(found: Tensor, share: float) -> int:
+    """Side in pixels of the smallest square around the middle of a map (H, W) that holds this share of it."""
+    middle = [side // 2 for side in found.shape]
+    far = [(torch.arange(side) - m).abs() for side, m in zip(found.shape, middle, strict=True)]
+    distance = torch.maximum(far[0][:, None], far[1][None, :])
+    held = torch.bincount(distance.flatten(), weights=found.flatten()).cumsum(0)
+    return 2 * int((held < share).sum()) + 1
+
+
+def receptive_field(model: UnifiedModel, images: list[tv_tensors.Image], size: int) -> Figure:
+    """How far the middle cell of the head sees: an image with squares that hold half and nine tenths, and the map."""
+    batch, _ = collate([(image, {"label": torch.tensor(0)}) for image in images], plain("cls", size), "cls")
+    found = influence(model, batch)
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.9), layout="constrained")
+    draw_image(axes[0], (batch[0].detach() * 255).byte(), "the middle cell, and what it looks at")
+    draw_square(axes[0], size // 2, 8, edgecolor="white", facecolor="black")
+    for share, line in SHARES.items():
+        side = square_with(found, share)
+        draw_square(axes[0], size // 2, side, fill=False, edgecolor="white", linewidth=4)
+        draw_square(axes[0], size // 2, side, fill=False, edgecolor="black", linestyle=line, linewidth=1.5)
+        note = f"{share:.0%} within {side} × {side} pixels"
+        axes[0].text(
+            size / 2, size / 2 - side / 2 - 4, note, ha="center", fontsize=8, bbox={"color": "white", "pad": 1}
+        )
+    axes[1].imshow(found.clamp(min=1e-8).log10(), cmap="Greys", vmin=-7)
+    axes[1].set_axis_off()
+    axes[1].set_title("influence of each pixel (logarithm)", fontsize=9)
+    return figure
+
+
+def draw_square(axis: Axes, middle: float, side: float, **look) -> None:
+    """A square around a point on the diagonal."""
+    axis.add_patch(Rectangle((middle - side / 2, middle - side / 2), side, side, **look))
+
+
+@torch.inference_mode()
+def head_maps(model: UnifiedModel, image: tv_tensors.Image, size: int) -> tuple[Tensor, ...]:
+    """The slices of the head's map for one letterboxed image, without the padding: each (channels, h, w)."""
+    batch, _ = collate([(image, {"label": torch.tensor(0)})], Letterbox(size), "cls")
+    grid = model.head[-1](model.eval().hidden(batch.to(next(model.parameters()).device))).float()[0].cpu()
+    height, width = (-(-side * grid.shape[-1] // size) for side in Letterbox(size).content(image.shape[-2:]))
+    return grid[:, :height, :width].split(model.head.split)
+
+
+def map_contents(model: UnifiedModel, image: tv_tensors.Image, sizes: dict[str, int], classes: Classes) -> Figure:
+    """What the map says about one image: each task's slice cell by cell, above the answer that is read off it."""
+    size = sizes["det"]
+    detection, segmentation, classification = head_maps(model, image, size)
+    answers = {task: predict(model, task, [image], sizes[task])[0] for task in sizes}
+    figure, axes = plt.subplots(2, 3, figsize=(9.6, 5.2), layout="constrained")
+    best = int(answers["cls"].argmax())
+    draw_cells(axes[0, 0], detection[4].sigmoid(), "detection: is an object here?")
+    draw_mask(axes[0, 1], segmentation.argmax(0).byte())
+    axes[0, 1].set_title("segmentation: the best class of each cell", fontsize=9)
+    draw_cells(axes[0, 2], classification.softmax(0)[best], f"classification: {classes.names('cls')[best]} here?")
+    for axis in axes[0]:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(True)
+    picture = image.as_subclass(Tensor)
+    draw_answers(axes[1, 0], picture, {"det": answers["det"]}, classes)
+    draw_answers(axes[1, 1], picture, {"seg": answers["seg"]}, classes)
+    draw_probabilities(axes[1, 2], answers["cls"].numpy(), list(classes.names("cls")))
+    return figure
+
+
+def draw_cells(axis: Axes, values: Tensor, title: str) -> None:
+    """A map (h, w) of probabilities, the highest black; the title says how high that is."""
+    axis.imshow(values, cmap="Greys", vmin=0)
+    axis.set_title(f"{title} (black: {values.max():.2f})", fontsize=9)
+
+
+def draw_probabilities(axis: Axes, values: np.ndarray, names: list[str]) -> None:
+    """The probability of every class as a bar."""
+    axis.barh(names, values, color=TASK_COLOURS["cls"])
+    axis.set(xlim=(0, 1), xlabel="probability")
+    axis.invert_yaxis()
+    axis.tick_params(axis="y", labelsize=8, length=0)
