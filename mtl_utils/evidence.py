@@ -67,6 +67,16 @@ def finals(results: list[dict], name: str, task: str) -> dict[int, tuple[float, 
     return found
 
 
+def starts(results: list[dict], name: str, seed: int) -> dict[str, int]:
+    """How many epochs of a run lie before each of its stages."""
+    result, before = find(results, name, seed), 0
+    found = {}
+    for stage in result["val"]:
+        found[stage] = before
+        before += result["settings"]["epochs"][stage]
+    return found
+
+
 def forgetting_numbers(result: dict) -> dict[str, float]:
     """BWT and forgetting of a run with all three stages."""
     r = matrix(result)

@@ -1,4 +1,4 @@
-"""To play with in a notebook: a browser of the data, and what the model of a stage says about any image.
+"""To play with in a notebook: a browser of the data, what a stage's model says about any image, forgetting by memory.
 
 A player's picture is kept as JPEG bytes, so that it is stored with the notebook and shown where no kernel runs.
 """
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as TF
 
+from mtl_utils import evidence
 from mtl_utils.data import BROKEN, MiniSet
 from mtl_utils.evaluation import SHOWN, predict
 from mtl_utils.pictures import draw_answers, draw_image, draw_truth
+from mtl_utils.plots import retention_bars
 from mtl_utils.settings import TASK_NAMES, TASKS, UserError
 
 OWN = "own"  # in the place of a task: the image that the user gave
@@ -138,6 +140,20 @@ class Explorer(Player):
             raise UserError(f"{name} cannot be read as a picture: choose a JPEG or PNG file.") from error
         upright.thumbnail((LARGEST, LARGEST))
         return tv_tensors.Image(TF.pil_to_tensor(upright))
+
+
+class MemorySlider(Player):
+    """How much of each task is kept when the replay buffer stores more or fewer images: read from results, no model."""
+
+    def __init__(self, results: list[dict], selection: str = "balanced"):
+        self.results, self.names = results, evidence.memory_sizes(results)[selection]
+        look = {"continuous_update": False, **LOOK}
+        self.size = widgets.SelectionSlider(options=list(self.names), description="stored images a task", **look)
+        super().__init__([self.size])
+
+    def figure(self) -> Figure:
+        """What the run with that memory has kept."""
+        return retention_bars(self.results, self.names[self.size.value])
 
 
 def uploaded(value: tuple | dict) -> tuple[str, io.BytesIO]:

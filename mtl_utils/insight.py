@@ -58,7 +58,7 @@ def receptive_field(model: UnifiedModel, images: list[tv_tensors.Image], size: i
         axes[0].text(
             size / 2, size / 2 - side / 2 - 4, note, ha="center", fontsize=8, bbox={"color": "white", "pad": 1}
         )
-    axes[1].imshow(found.clamp(min=1e-8).log10(), cmap="Greys", vmin=-7)
+    axes[1].imshow(found.clamp(min=1e-8).log10().numpy(), cmap="Greys", vmin=-7)
     axes[1].set_axis_off()
     axes[1].set_title("influence of each pixel (logarithm)", fontsize=9)
     return figure
@@ -101,7 +101,7 @@ def map_contents(model: UnifiedModel, image: tv_tensors.Image, sizes: dict[str, 
 
 def draw_cells(axis: Axes, values: Tensor, title: str) -> None:
     """A map (h, w) of probabilities, the highest black; the title says how high that is."""
-    axis.imshow(values, cmap="Greys", vmin=0)
+    axis.imshow(values.numpy(), cmap="Greys", vmin=0)
     axis.set_title(f"{title} (black: {values.max():.2f})", fontsize=9)
 
 

@@ -159,6 +159,41 @@ def seed_dots(results: list[dict]) -> Figure:
     return figure
 
 
+def forgetting_curves(results: list[dict], names: dict[str, str], seed: int = 0) -> Figure:
+    """The metric of each task over the epochs of all stages, one line for each of `names` (run: what to call it)."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    for (name, label), line in zip(names.items(), TASK_LINES.values(), strict=False):
+        val, starts = evidence.find(results, name, seed)["val"], evidence.starts(results, name, seed)
+        for axis, task in zip(axes, TASKS, strict=True):
+            found = [(starts[stage] + e, v[task]) for stage, looks in val.items() for e, v in looks if task in v]
+            look = {"linestyle": line, "marker": TASK_MARKS[task], "markersize": 4, "color": TASK_COLOURS[task]}
+            axis.plot(*zip(*found, strict=True), label=label, **look, alpha=1 if line == "-" else 0.6)
+    for axis, task in zip(axes, TASKS, strict=True):
+        for stage, start in starts.items():
+            axis.axvline(start, color="0.8", linewidth=1, zorder=0)
+            place = {"transform": axis.get_xaxis_transform(), "fontsize": 8, "color": "0.4"}
+            axis.text(start, 1.01, f" stage {TASKS.index(stage) + 1}", **place)
+        axis.set(xlabel="epoch", ylabel=METRIC_NAMES[task], xlim=(0, None), ylim=(0, None))
+        axis.legend(frameon=False, fontsize=9, loc="lower left")
+    return figure
+
+
+def retention_bars(results: list[dict], name: str) -> Figure:
+    """What a run has kept of each task, as a part of the task alone, with the 95 % interval over images."""
+    figure, axis = plt.subplots(figsize=(6.4, 2.6), layout="constrained")
+    for i, task in enumerate(TASKS):
+        if kept := evidence.pooled(results, name, task):
+            value, low, high, _ = kept
+            axis.barh(i, value, color=TASK_COLOURS[task])
+            axis.plot([low, high], [i, i], color="black", linewidth=1.5)
+            axis.text(max(value, high) + 0.02, i, f"{value:.0%}", va="center")
+    draw_rule(axis.axvline)
+    axis.set(xlim=(0, 1.4), xlabel="part of the task alone")
+    axis.set_yticks(range(len(TASKS)), [METRIC_NAMES[task] for task in TASKS])
+    axis.invert_yaxis()
+    return figure
+
+
 def retention_dots(results: list[dict]) -> Figure:
     """Retention of every kind of run, one panel a task: mean over seeds with its 95 % interval over images."""
     names = evidence.names_of(results)
@@ -235,7 +270,7 @@ def precision_recall(precision: np.ndarray, names: list[str]) -> Figure:
 
 
 def class_bars(metrics: dict[str, dict]) -> Figure:
-    """IoU, AP@50 and recall of every class; dotted: mean over classes, a cross: class absent in this set."""
+    """IoU, AP@50 and recall of every class; dotted: their mean, grey: the floor, a cross: class absent in this set."""
     figure, axes = plt.subplots(1, 3, figsize=(11, 4.6), layout="constrained")
     for axis, task, label in zip(axes, TASKS, ("IoU", "AP@50", "recall"), strict=True):
         names, values = zip(*metrics[task]["per_class"].items(), strict=True)
@@ -244,6 +279,7 @@ def class_bars(metrics: dict[str, dict]) -> Figure:
             text = "×" if value is None else f"{value:.2f}"
             axis.text((value or 0) + 0.01, i, text, va="center", fontsize=7)
         axis.axvline(metrics[task][METRIC_NAMES[task]], color="0.3", linestyle=":")
+        axis.axvline(metrics[task]["floor"], color="0.6", linewidth=1)
         axis.set(xlim=(0, 1.08), xlabel=label, title=TASK_NAMES[task])
         axis.invert_yaxis()
         axis.tick_params(axis="y", labelsize=8, length=0)

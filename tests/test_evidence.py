@@ -117,3 +117,29 @@ def test_figures_show_what_there_is():
     curves = plots.memory_curves(results)
     assert curves.axes[1].lines[0].get_xdata().tolist() == [0, 10, 60, 240]
     assert curves.axes[1].lines[0].get_ydata().tolist() == pytest.approx([0.76] * 4)
+
+
+def looks(result, epochs):
+    """A summary with the metrics it had at the end of each stage as its only looks at val."""
+    val = {s: [[epochs[s], {t: m[METRIC_NAMES[t]] for t, m in row.items()}]] for s, row in result["metrics"].items()}
+    return {**result, "val": val, "settings": result["settings"] | {"epochs": epochs}}
+
+
+def test_the_curves_with_and_without_replay_stand_on_one_axis_of_epochs():
+    epochs = {"seg": 10, "det": 20, "cls": 5}
+    worse = run(
+        "finetune", {"seg": {"seg": 0.5}, "det": {"seg": 0.1, "det": 0.2}, "cls": {"seg": 0, "det": 0, "cls": 1}}
+    )
+    results = [looks(REPLAY, epochs), looks(worse, epochs)]
+    figure = plots.forgetting_curves(results, {"replay": "with replay", "finetune": "without"})
+    drawn = [[line.get_xydata().tolist() for line in axis.lines if len(line.get_xdata()) != 2] for axis in figure.axes]
+    assert drawn[0] == [[[10, 0.5], [30, 0.52], [35, 0.48]], [[10, 0.5], [30, 0.1], [35, 0]]]
+    assert drawn[2] == [[[35, 0.9]], [[35, 1]]]
+    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["with replay", "without"]
+
+
+def test_bars_show_what_was_kept_beside_the_rule():
+    (axis,) = plots.retention_bars(RESULTS, "replay").axes
+    assert [bar.get_width() for bar in axis.patches] == pytest.approx([0.96, 0.76, 1.0])
+    assert [text.get_text() for text in axis.texts] == ["96%", "76%", "100%"]
+    assert {line.get_xdata()[0] for line in axis.lines} >= {1.0, 0.95}

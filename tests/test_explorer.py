@@ -3,6 +3,7 @@
 import io
 from datetime import datetime, timezone
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from helpers import CLASSES, ListSet, objects, photo
@@ -157,3 +158,14 @@ def test_the_browser_shows_any_image_of_any_set(sets):
     assert texts(browser) == [["n2"]]
     browser.labels.value = False
     assert texts(browser) == [["3 of 3"]]
+
+
+def test_the_memory_slider_shows_the_run_of_that_size(monkeypatch):
+    asked = []
+    monkeypatch.setattr(explorer, "retention_bars", lambda results, name: asked.append(name) or plt.figure())
+    runs = [{"name": f"memory{n}-balanced", "changes": {"memory": n, "selection": "balanced"}} for n in (60, 10)]
+    slider = explorer.MemorySlider(runs)
+    assert list(slider.size.options) == [0, 10, 60, 240]
+    for size in (10, 240):
+        slider.size.value = size
+    assert asked == ["finetune", "memory10-balanced", "replay"]
