@@ -4,6 +4,7 @@ R[i, j] is the metric of task j after stage i. A task's baseline is R[j, j], its
 """
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import pandas as pd
 from mtl_utils.settings import METRIC_NAMES, TASKS, UserError
 
 TOLERANCE = 0.05  # the assignment's 5 %
+FALL = 0.93  # part of its first training loss that a task's last may be: an epoch without learning differs by less
+MARGIN = 1.25  # times its floor that a task must score after its stage
 LABELS = {"seg": "Seg mIoU", "det": "Det mAP@50", "cls": "Cls Top1 Acc"}  # names in the closing report
 
 
@@ -45,6 +48,17 @@ def stage_table(metrics: dict) -> pd.DataFrame:
     floor = floors(metrics)
     table.loc["trivial floor"] = [floor.get(task, np.nan) for task in TASKS]
     return table.map(lambda v: "" if np.isnan(v) else f"{v:.3f}")
+
+
+def assert_learned(result: dict, task: str) -> None:
+    """Assert of a finished stage what a broken one would miss, in any profile: a sentence says what is missing."""
+    first, last = (result["history"][i]["loss"] for i in (0, -1))
+    for earlier in TASKS[: TASKS.index(task)]:
+        assert last.get(earlier, 0) > 0, f"{earlier} was not replayed: see Settings.draw and Settings.replay_weight"
+    assert last[task] < FALL * first[task], f"{task}: the training loss did not fall, so nothing was learned"
+    assert task != "cls" or last[task] < math.log(10), "cls: the training loss is no better than guessing among ten"
+    for name, values in result["metrics"].items():
+        assert values[METRIC_NAMES[name]] > MARGIN * values["floor"], f"{name} scores no better than its floor"
 
 
 def drops(metrics: dict) -> list[dict]:

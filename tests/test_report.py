@@ -95,3 +95,31 @@ def test_damaged_metrics_file(tmp_path):
 
 def test_metrics_survive_json():
     assert report.drops(json.loads(json.dumps(METRICS))) == report.drops(METRICS)
+
+
+def stage(first, last, **scores):
+    """A finished stage: training losses of its first and last epoch, and (value, floor) of each task."""
+    metrics = {task: {METRIC_NAMES[task]: value, "floor": floor} for task, (value, floor) in scores.items()}
+    return {"history": [{"loss": first}, {"loss": last}], "metrics": metrics}
+
+
+def test_a_stage_that_learned_passes():
+    report.assert_learned(stage({"seg": 3.8}, {"seg": 3.2}, seg=(0.056, 0.037)), "seg")
+    losses = {"seg": 3.2, "det": 5.6}, {"seg": 2.9, "det": 5.0}
+    report.assert_learned(stage(*losses, seg=(0.09, 0.037), det=(0.02, 0.0)), "det")
+
+
+@pytest.mark.parametrize(
+    ("task", "result", "word"),
+    [
+        ("seg", stage({"seg": 3.8}, {"seg": 3.7}, seg=(0.3, 0.04)), "did not fall"),
+        ("seg", stage({"seg": 3.8}, {"seg": 3.2}, seg=(0.045, 0.04)), "floor"),
+        ("det", stage({"det": 5.6}, {"det": 5.0}, seg=(0.3, 0.04), det=(0.1, 0)), "seg was not replayed"),
+        ("det", stage({"seg": 0, "det": 5.6}, {"seg": 0, "det": 5}, seg=(0.3, 0.04), det=(0.1, 0)), "not replayed"),
+        ("det", stage({"seg": 1, "det": 5.6}, {"seg": 1, "det": 5}, seg=(0.3, 0.04), det=(0.0, 0)), "det scores"),
+        ("cls", stage({"seg": 1, "det": 1, "cls": 3}, {"seg": 1, "det": 1, "cls": 2.4}, cls=(0.5, 0.1)), "guessing"),
+    ],
+)
+def test_a_stage_that_did_not_is_named(task, result, word):
+    with pytest.raises(AssertionError, match=word):
+        report.assert_learned(result, task)
