@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -52,7 +53,8 @@ def test_stored_outputs_come_from_one_run_from_top_to_bottom(path):
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
 def test_cells_are_short_and_begin_alike(path):
     cells = code_cells(path)
-    assert max(len(cell.source.splitlines()) for cell in cells) <= 25
+    lengths = [len(cell.source.splitlines()) for cell in cells]
+    assert max(lengths) <= 25 and statistics.median(lengths) <= 8
     assert [cell.source for cell in cells[:2]] == [cell.source for cell in code_cells(PATHS[0])[:2]]
 
 
@@ -61,7 +63,27 @@ def test_pictures_are_light(path):
     for cell in code_cells(path):
         for output in cell.outputs:
             picture = output.get("data", {}).get("image/png", "")
-            assert len(picture) * 3 / 4 < 600_000
+            assert len(picture) * 3 / 4 < 150_000
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_each_says_what_it_teaches_and_needs(path):
+    cells = nbformat.read(path, as_version=4).cells
+    title, row, *_ = cells[0].source.split("\n\n")
+    assert title.startswith(f"# {PATHS.index(path) + 1} · ") and ".ipynb)" in row
+    assert "**What you will learn**" in cells[0].source
+    assert "inute" in cells[0].source.split("**What you need**")[1], "how long it takes"
+    assert any("## Summary" in cell.source for cell in cells)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_prose_stands_before_and_after_each_figure(path):
+    cells = nbformat.read(path, as_version=4).cells
+    for i, cell in enumerate(cells):
+        if cell.cell_type == "code" and re.search(r"^show(_study)?\(", cell.source, re.MULTILINE):
+            before, after = cells[max(0, i - 2) : i], cells[i + 1 : i + 3]
+            for near in (before, after):
+                assert "markdown" in [other.cell_type for other in near], cell.source
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
