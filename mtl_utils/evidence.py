@@ -94,13 +94,14 @@ def names_of(results: list[dict]) -> list[str]:
 
 def memory_sizes(results: list[dict]) -> dict[str, dict[int, str]]:
     """The runs that differ in memory alone: {selection: {stored images a task: name}}; the ends are common to all."""
-    ends = {0: "finetune", 240: "replay"}
+    names = names_of(results)
+    ends = {size: name for size, name in {0: "finetune", 240: "replay"}.items() if name in names}
     found: dict[str, dict[int, str]] = {}
     for result in results:
         changes = result["changes"]
         if set(changes) == {"memory", "selection"}:
             found.setdefault(changes["selection"], {})[changes["memory"]] = result["name"]
-    return {way: dict(sorted((runs | ends).items())) for way, runs in sorted(found.items())}
+    return {way: dict(sorted((runs | ends).items())) for way, runs in sorted((found or {"balanced": {}}).items())}
 
 
 def evidence_table(results: list[dict]) -> pd.DataFrame:

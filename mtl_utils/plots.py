@@ -162,7 +162,8 @@ def seed_dots(results: list[dict]) -> Figure:
 def forgetting_curves(results: list[dict], names: dict[str, str], seed: int = 0) -> Figure:
     """The metric of each task over the epochs of all stages, one line for each of `names` (run: what to call it)."""
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-    for (name, label), line in zip(names.items(), TASK_LINES.values(), strict=False):
+    there = {name: label for name, label in names.items() if evidence.find(results, name, seed)}
+    for (name, label), line in zip(there.items(), TASK_LINES.values(), strict=False):
         val, starts = evidence.find(results, name, seed)["val"], evidence.starts(results, name, seed)
         for axis, task in zip(axes, TASKS, strict=True):
             found = [(starts[stage] + e, v[task]) for stage, looks in val.items() for e, v in looks if task in v]

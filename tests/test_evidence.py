@@ -98,7 +98,9 @@ def test_the_table_has_a_row_for_each_kind_of_run_with_all_tasks():
 def test_memory_sizes_have_common_ends():
     few = [run(f"memory{n}-random", AFTER, changes={"memory": n, "selection": "random"}) for n in (20, 10)]
     more = run("memory10-lwf", AFTER, changes={"memory": 10, "lwf": 1.0})
-    found = evidence.memory_sizes([REPLAY, *few, more])
+    found = evidence.memory_sizes([REPLAY, run("finetune", AFTER), *few, more])
+    assert evidence.memory_sizes([*RESULTS, run("finetune", AFTER)]) == {"balanced": {0: "finetune", 240: "replay"}}
+    assert evidence.memory_sizes(RESULTS) == {"balanced": {240: "replay"}}
     assert found == {"random": {0: "finetune", 10: "memory10-random", 20: "memory20-random", 240: "replay"}}
 
 

@@ -163,7 +163,10 @@ def test_the_browser_shows_any_image_of_any_set(sets):
 def test_the_memory_slider_shows_the_run_of_that_size(monkeypatch):
     asked = []
     monkeypatch.setattr(explorer, "retention_bars", lambda results, name: asked.append(name) or plt.figure())
-    runs = [{"name": f"memory{n}-balanced", "changes": {"memory": n, "selection": "balanced"}} for n in (60, 10)]
+    done = {"metrics": {"cls": dict.fromkeys(TASKS)}, "changes": {}}
+    runs = [done | {"name": name} for name in ("finetune", "replay")]
+    for n in (60, 10):
+        runs.append(done | {"name": f"memory{n}-balanced", "changes": {"memory": n, "selection": "balanced"}})
     slider = explorer.MemorySlider(runs)
     assert list(slider.size.options) == [0, 10, 60, 240]
     for size in (10, 240):
