@@ -180,6 +180,7 @@ def study_command(options: argparse.Namespace) -> None:
     folder = PROJECT / "runs" / f"study-{settings.profile}-{kind}"
     results = study.RESULTS / settings.profile if kind == "real" else folder / "results"
     study.run_study(options.what, settings, root, options.seeds, folder, results)
+    publish.draw_forgetting(study.base_run(settings, options.seeds[0], root, folder), results / "forgetting.png")
     print(f"{len(study.read_results(results))} runs are in {results}")
 
 

@@ -1,6 +1,7 @@
 """Photographs with what is known or predicted about them, and what the data looks like in numbers."""
 
 import textwrap
+from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -153,19 +154,37 @@ def stage_grid(models: dict[str, nn.Module], datasets: dict[str, MiniSet], sizes
     """One image of each task by row: its truth, and what the model of each stage says about it."""
     figure, axes = plt.subplots(len(TASKS), 1 + len(models), figsize=(8.4, 5.5), layout="constrained")
     for row, (task, dataset) in zip(axes, datasets.items(), strict=True):
-        image, _ = dataset[index % len(dataset)]
-        draw_truth(row[0], dataset, index % len(dataset))
+        draw_stages(row, models, dataset, sizes[task], index % len(dataset))
         label_row(row[0], TASK_NAMES[task])
-        for axis, (stage, model) in zip(row[1:], models.items(), strict=True):
-            learned = TASKS.index(stage) >= TASKS.index(task)
-            if learned:
-                answer = predict(model, task, [image], sizes[task])[0]
-                DRAW[task](axis, image.as_subclass(Tensor), answer, dataset.classes)
-            else:
-                axis.text(0.5, 0.5, "not learned yet", ha="center", va="center", color="0.5", fontsize=9)
-                axis.set_axis_off()
-    label_columns(axes[0], ("truth", *(f"after stage {TASKS.index(stage) + 1}" for stage in models)))
+    label_stages(axes[0], models)
     return figure
+
+
+def run_grid(
+    runs: dict[str, dict[str, nn.Module]], datasets: dict[str, MiniSet], sizes: dict[str, int], index: int
+) -> Figure:
+    """The same image of each set through the stages of several runs (label: models), one run below another."""
+    rows = [(label, models, dataset) for dataset in datasets.values() for label, models in runs.items()]
+    columns = 1 + max(map(len, runs.values()))
+    figure, axes = plt.subplots(len(rows), columns, figsize=(8.4, 1.75 * len(rows)), layout="constrained")
+    for row, (label, models, dataset) in zip(axes, rows, strict=True):
+        draw_stages(row, models, dataset, sizes[dataset.task], index % len(dataset))
+        label_row(row[0], label)
+    label_stages(axes[0], models)
+    return figure
+
+
+def draw_stages(row: np.ndarray, models: dict[str, nn.Module], dataset: MiniSet, size: int, index: int) -> None:
+    """Fill a row of axes: the truth about an image, and what the model of each stage says."""
+    image, _ = dataset[index]
+    draw_truth(row[0], dataset, index)
+    for axis, (stage, model) in zip(row[1:], models.items(), strict=True):
+        if TASKS.index(stage) >= TASKS.index(dataset.task):
+            answer = predict(model, dataset.task, [image], size)[0]
+            DRAW[dataset.task](axis, image.as_subclass(Tensor), answer, dataset.classes)
+        else:
+            axis.text(0.5, 0.5, "not learned yet", ha="center", va="center", color="0.5", fontsize=9)
+            axis.set_axis_off()
 
 
 def best_and_worst(model: nn.Module, datasets: dict[str, MiniSet], sizes: dict[str, int]) -> Figure:
@@ -188,6 +207,11 @@ def best_and_worst(model: nn.Module, datasets: dict[str, MiniSet], sizes: dict[s
 def label_row(axis: Axes, word: str) -> None:
     """A word at the left of a row of pictures."""
     axis.text(-0.06, 0.5, word, transform=axis.transAxes, rotation=90, ha="right", va="center", fontsize=10)
+
+
+def label_stages(axes: np.ndarray, stages: Iterable[str]) -> None:
+    """The words above a row that draw_stages fills."""
+    label_columns(axes, ("truth", *(f"after stage {TASKS.index(stage) + 1}" for stage in stages)))
 
 
 def label_columns(axes: np.ndarray, words: tuple[str, ...]) -> None:

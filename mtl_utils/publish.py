@@ -9,9 +9,10 @@ from pathlib import Path
 
 import nbformat
 
-from mtl_utils import evidence, report, study
+from mtl_utils import evidence, pictures, plots, report, study
 from mtl_utils.checkpoint import write_json
 from mtl_utils.settings import METRIC_NAMES, PROJECT, RESULTS, TASKS, WEIGHTS, UserError
+from mtl_utils.stages import Run
 
 README_WORDS = {  # what stands above and below the results table
     "README.md": {
@@ -40,6 +41,7 @@ RUN_LOG = PROJECT / "figures" / "runs.csv"  # one line a run: how the recipe was
 NOTEBOOKS = PROJECT / "notebooks"
 ADDRESS = re.compile('^REPOSITORY = "(.*)"', re.MULTILINE)  # in every notebook's first cell: what Colab clones
 COLAB = "https://colab.research.google.com"
+SHOWN_IMAGE = 7  # of each val set: the one that notebook 06 shows after each stage
 SCORES = [(stage, task) for i, stage in enumerate(TASKS) for task in TASKS[: i + 1]]
 
 
@@ -99,6 +101,19 @@ def log_run(run: Path, note: str) -> None:
         writer = csv.DictWriter(file, list(row), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def draw_forgetting(base: Run, path: Path) -> None:
+    """Draw what the models of a study with and without replay say about the same images after each stage.
+
+    Nothing is drawn until both have been run. base: the study's default run.
+    """
+    runs = {"with replay": study.plan_run(study.REPLAY, base), "without": study.plan_run(study.FINETUNE, base)}
+    if all(run.path(TASKS[-1]).exists() for run in runs.values()):
+        plots.use_style()
+        models = {label: {stage: run.model(stage) for stage in TASKS} for label, run in runs.items()}
+        sets = {task: base.data(task, "val") for task in TASKS[:-1]}
+        plots.save_light(pictures.run_grid(models, sets, base.settings.test_size, SHOWN_IMAGE), path)
 
 
 def read_log() -> list[dict]:

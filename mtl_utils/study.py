@@ -90,16 +90,20 @@ def share_stage_1(base: Run, rank: int) -> None:
 
 def run_plan(plan: Plan, base: Run, results: Path) -> None:
     """Train one run's stages, measure it, write its JSON, and free the disk of what only training needs."""
-    seed = base.settings.seed
-    run = Run(planned(plan, base), base.folder.with_name(f"{plan.name}_seed{seed}"), base.root)
+    run = plan_run(plan, base)
     if shares_stage_1(run.settings) and not run.finished("seg"):
         take_stage_1(run, base)
     for task in run.settings.tasks[-1:] if run.settings.joint else run.settings.tasks:
         run_stage(run, task)
-    checkpoint.write_json(result_path(results, plan, seed), summary(plan, run), indent=None)
+    checkpoint.write_json(result_path(results, plan, base.settings.seed), summary(plan, run), indent=None)
     for path in run.folder.glob("*.state.pt"):
         if path != base.path("seg", ".state.pt"):
             path.unlink()
+
+
+def plan_run(plan: Plan, base: Run) -> Run:
+    """The run of a plan, in a folder beside the base run's."""
+    return Run(planned(plan, base), base.folder.with_name(f"{plan.name}_seed{base.settings.seed}"), base.root)
 
 
 def planned(plan: Plan, base: Run) -> Settings:

@@ -80,3 +80,15 @@ def test_heavy_pictures_are_stored_with_256_colours_and_light_ones_as_they_are(t
     modes = [Image.open(tmp_path / name).mode for name in ("photo.png", "line.png")]
     assert modes == ["P", "RGBA"]
     assert plt.get_fignums() == before, "saved figures are closed"
+
+
+def test_runs_stand_one_below_another_and_a_task_not_learned_yet_is_said_so(monkeypatch):
+    monkeypatch.setattr(pictures, "predict", lambda model, task, images, size: [torch.eye(3)[model]])
+    sets = {"cls": ListSet("cls", [(photo(8, 8), {"label": torch.tensor(2)})])}
+    runs = {"with replay": {"det": 1, "cls": 2}, "without": {"det": 1, "cls": 0}}
+    figure = pictures.run_grid(runs, sets, {"cls": 8}, index=5)
+    names = CLASSES.names("cls")
+    rows = [axis.get_title() or axis.texts[0].get_text() for axis in figure.axes]
+    waiting = "not learned yet"
+    assert rows == [names[2], waiting, f"{names[2]} (1.00)", names[2], waiting, f"{names[0]} (1.00)"]
+    assert [figure.axes[i].texts[0].get_text() for i in (0, 3)] == ["with replay", "without"]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mtl_utils import pretrained, stages, study
+from mtl_utils import pictures, pretrained, publish, stages, study
 from mtl_utils.checkpoint import load
 from mtl_utils.data import Root
 from mtl_utils.settings import PROFILES
@@ -140,3 +140,18 @@ def test_the_second_process_waits_for_the_first(tiny_root, tmp_path, monkeypatch
     monkeypatch.setattr(study, "run_stage", lambda *_: pytest.fail("trained by both"))
     study.share_stage_1(base, rank=1)
     assert next(looks, None) is None
+
+
+def test_the_picture_of_forgetting_is_drawn_once_both_runs_are_there(done, tiny_root, tmp_path, monkeypatch):
+    asked = []
+    run_grid = pictures.run_grid
+    monkeypatch.setattr(pictures, "run_grid", lambda runs, *args: asked.append(runs) or run_grid(runs, *args))
+    root = Root(tiny_root, "--data-root")
+    publish.draw_forgetting(study.base_run(SETTINGS, 1, root, done / "runs"), tmp_path / "none.png")
+    assert asked == [] and not (tmp_path / "none.png").exists()
+    publish.draw_forgetting(study.base_run(SETTINGS, 0, root, done / "runs"), tmp_path / "both.png")
+    assert 0 < (tmp_path / "both.png").stat().st_size < 150_000
+    ((kept, lost),) = [runs.values() for runs in asked]
+    for models, name in ((kept, "replay"), (lost, "finetune")):
+        weights = load_model(done / "runs" / f"{name}_seed0" / "stage2_detection.pt")[0].state_dict()
+        assert all(torch.equal(value, models["det"].state_dict()[key].cpu()) for key, value in weights.items())
