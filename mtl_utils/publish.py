@@ -16,19 +16,20 @@ from mtl_utils.stages import Run
 
 README_WORDS = {  # what stands above and below the results table
     "README.md": {
-        "header": ["after stage 3", "floor", "at its own stage", "final", "drop", "of baseline", "verdict"],
+        "header": ["after stage 3", "floor", "alone", "at its own stage", "final", "drop", "of baseline", "verdict"],
         "evidence": {},
         "about": "One run on the real mini sets: profile `{profile}`, seed {seed}, start `{start}`, {parameters:.1f} M "
         "parameters, {minutes} minutes of training for the three stages ({device}).",
     },
     "README.zh-TW.md": {
-        "header": ["階段 3 之後", "下限", "該階段結束時", "最終", "下降", "與基準之比", "判定"],
+        "header": ["階段 3 之後", "下限", "單獨訓練", "該階段結束時", "最終", "下降", "與基準之比", "判定"],
         "evidence": {
             "run": "執行",
             "seeds": "種子數",
             "mIoU, % of alone": "mIoU，佔單獨訓練的 %",
             "mAP@50, % of alone": "mAP@50，佔單獨訓練的 %",
             "Top-1, % of alone": "Top-1，佔單獨訓練的 %",
+            "5 % rule": "5 % 規則",
             "average": "平均",
             "gain, %": "增益，%",
             "forgetting": "遺忘",
@@ -143,7 +144,8 @@ def with_results(text: str, words: dict) -> str:
     facts = {"profile": settings["profile"], "seed": settings["seed"], "start": start, "minutes": minutes}
     about = words["about"].format(**facts, device=metrics["device"], parameters=metrics["parameters"] / 1e6)
     results = study.read_results(study.RESULTS / settings["profile"])
-    text = between(text, "results", f"{report.results_markdown(metrics, words['header'])}\n\n{about}")
+    alone = evidence.alone_values(results, settings["seed"])
+    text = between(text, "results", f"{report.results_markdown(metrics, alone, words['header'])}\n\n{about}")
     return between(text, "evidence", evidence.evidence_markdown(results, words["evidence"]))
 
 

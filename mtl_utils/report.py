@@ -124,14 +124,19 @@ def verdict(d: dict) -> str:
     return f"{LABELS[d['task']]}: {numbers} → {mark(d['pass'])}"
 
 
-def results_markdown(metrics: dict, header: list[str]) -> str:
-    """The README's results table under a header of seven words."""
+def results_markdown(metrics: dict, alone: dict[str, float], header: list[str]) -> str:
+    """The README's results table under a header of eight words.
+
+    The baseline of drop and verdict is the larger of a task's value at its own stage and what it reached learned alone.
+    """
     rows = [header, ["---"] * len(header)]
-    for d in drops(metrics):
+    for own in drops(metrics):
+        task, floor = own["task"], floors(metrics)[own["task"]]
+        d = judge(task, max(own["baseline"], alone.get(task, 0.0)), own["final"], floor)
         kept = d["final"] / d["baseline"] if d["baseline"] else 0.0
-        floor = f"{floors(metrics)[d['task']]:.3f}"
-        values = [f"{d['baseline']:.3f}", f"{d['final']:.3f}", f"{d['drop']:+.3f}", f"{100 * kept:.0f} %"]
-        rows.append([METRIC_NAMES[d["task"]], floor, *values, mark(d["pass"])])
+        single = f"{alone[task]:.3f}" if task in alone else "–"
+        values = [f"{own['baseline']:.3f}", f"{d['final']:.3f}", f"{d['drop']:+.3f}", f"{100 * kept:.0f} %"]
+        rows.append([METRIC_NAMES[task], f"{floor:.3f}", single, *values, mark(d["pass"])])
     return markdown(rows)
 
 

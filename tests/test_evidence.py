@@ -76,14 +76,25 @@ def test_forgetting_numbers_by_hand():
     assert found["forgetting"] == pytest.approx(((0.52 - 0.48) + (0.2 - 0.19)) / 2)
 
 
-def test_the_rule_needs_the_mean_and_the_lower_bound():
-    sure = run("alone-det", {"det": {"det": 0.2}}, {"det": {"det": [2000] * 100}})
-    wide = run("replay", {"cls": {"det": 0.2}}, {"cls": {"det": [1600] * 20 + [2100] * 80}})
-    narrow = run("few", {"cls": {"det": 0.2}}, {"cls": {"det": [1900] * 100}})
-    low = run("low", {"cls": {"det": 0.18}}, {"cls": {"det": [1900] * 100}})
-    results = [sure, wide, narrow, low]
-    assert [evidence.holds(results, name)["det"] for name in ("replay", "few", "low")] == [False, True, False]
-    assert evidence.holds(results, "few")["seg"] is False, "there is no baseline to hold it against"
+def test_the_rule_asks_for_both_baselines():
+    """95 % of the task alone, and 95 % of what the task had at its own stage."""
+
+    def with_final(name, det, own):
+        return run(name, {"seg": {"seg": 0.5}, "det": {"det": own}, "cls": {"seg": 0.5, "det": det, "cls": 0.9}})
+
+    results = [REPLAY, ALONE_DET, ALONE_CLS, with_final("good", 0.24, 0.25), with_final("below alone", 0.23, 0.23)]
+    results += [with_final("forgot", 0.25, 0.3)]
+    verdicts = evidence.evidence_table(results)["5 % rule"]
+    assert verdicts.to_dict() == {"replay": "❌ FAIL", "good": "✅ PASS", "below alone": "❌ FAIL", "forgot": "❌ FAIL"}
+    assert evidence.evidence_table([REPLAY, ALONE_DET]).loc["replay", "5 % rule"] == "–", (
+        "no baseline of the third task"
+    )
+
+
+def test_the_values_alone_are_those_of_the_seed():
+    other = run("alone-det", {"det": {"det": 0.3}}, seed=1)
+    assert evidence.alone_values([*RESULTS, other], 0) == {"seg": 0.5, "det": 0.25, "cls": 0.9}
+    assert evidence.alone_values([*RESULTS, other], 1) == {"det": 0.3}
 
 
 def test_the_table_has_a_row_for_each_kind_of_run_with_all_tasks():
