@@ -1,9 +1,10 @@
-"""The commands: run, train, data check | fetch | synthetic, publish, and the marking command of eval.py."""
+"""The commands: run, restart, train, data check | fetch | synthetic, publish, and the marking command of eval.py."""
 
 import argparse
 import os
 import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 from mtl_utils import check, fetch, folds, layout, pretrained, publish, report, synthetic, throughput
@@ -40,12 +41,14 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="execute the six notebooks in order; finished stages are not trained again")
     run.set_defaults(command=run_command)
+    restart = commands.add_parser("restart", help="run from the start; what was there is set aside, not deleted")
+    restart.set_defaults(command=restart_command)
     train = commands.add_parser("train", help="the three stages without notebooks")
     train.add_argument("--resume", action="store_true", help="continue the run of that name where it was stopped")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--no-replay", action="store_true", help="the same without replay: watch it forget")
     train.set_defaults(command=train_command)
-    for command in (run, train):
+    for command in (run, restart, train):
         command.add_argument("--name", help="folder below runs/ (default: profile and kind of data)")
         command.add_argument("--profile", choices=PROFILES, help="default: full with a GPU, quick without")
         command.add_argument("--data-root", help="folder of the mini sets (default: MTL_DATA_ROOT, data/, synthetic)")
@@ -112,6 +115,21 @@ def run_command(options: argparse.Namespace) -> None:
     os.environ.update(environment)
     notebooks.execute_all(run.folder)
     print(report.closing_report(report.read_metrics(run.folder / "metrics.json")))
+
+
+def restart_command(options: argparse.Namespace) -> None:
+    """Execute the notebooks from the start, all stages included."""
+    set_aside(open_run(options).folder)
+    run_command(options)
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a run's folder, where there is one, to the first free of NAME-1, NAME-2 and so on."""
+    if folder.exists():
+        numbered = (folder.with_name(f"{folder.name}-{i}") for i in count(1))
+        aside = next(path for path in numbered if not path.exists())
+        folder.rename(aside)
+        print(f"what was there is in {aside.name}/ now")
 
 
 def train_command(options: argparse.Namespace) -> None:

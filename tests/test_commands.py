@@ -181,3 +181,17 @@ def test_a_console_without_unicode_is_no_obstacle():
     plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", lines], cwd=PROJECT, env=plain, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "? PASS\n"), done.stderr
+
+
+def test_restart_sets_aside_what_was_there_and_loses_nothing(tiny_root, tmp_path, monkeypatch, capsys):
+    began = []
+    monkeypatch.setattr(commands, "run_command", lambda options: began.append(commands.open_run(options).folder))
+    monkeypatch.setenv("MTL_RUN", str(tmp_path / "mine"))
+    for number in range(3):
+        assert commands.main(["restart", "--profile", "smoke", "--data-root", str(tiny_root)]) == 0
+        assert not (tmp_path / "mine").exists(), "a run that begins finds no stage"
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "stage1_segmentation.pt").write_text(str(number))
+    kept = {path.name: (path / "stage1_segmentation.pt").read_text() for path in tmp_path.iterdir()}
+    assert kept == {"mine": "2", "mine-1": "0", "mine-2": "1"}
+    assert began == [tmp_path / "mine"] * 3 and "what was there is in mine-2/ now" in capsys.readouterr().out
