@@ -55,7 +55,7 @@ def save_light(figure: Figure, path: Path) -> None:
     if file.tell() < HEAVY:
         path.write_bytes(file.getvalue())
     else:
-        Image.open(file).convert("RGB").quantize(256).save(path, optimize=True)
+        Image.open(file).convert("RGB").quantize(256, kmeans=2).save(path, optimize=True)
 
 
 def spans(histories: dict[str, list[dict]]) -> dict[str, int]:

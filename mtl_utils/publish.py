@@ -42,7 +42,7 @@ RUN_LOG = PROJECT / "figures" / "runs.csv"  # one line a run: how the recipe was
 NOTEBOOKS = PROJECT / "notebooks"
 ADDRESS = re.compile('^REPOSITORY = "(.*)"', re.MULTILINE)  # in every notebook's first cell: what Colab clones
 COLAB = "https://colab.research.google.com"
-SHOWN_IMAGE = 7  # of each val set: the one that notebook 06 shows after each stage
+SHOWN_IMAGE = 39  # of each val set: one of the four whose predictions the notebooks 03 to 05 show
 SCORES = [(stage, task) for i, stage in enumerate(TASKS) for task in TASKS[: i + 1]]
 
 
