@@ -93,8 +93,9 @@ def forgetting_numbers(result: dict) -> dict[str, float]:
 
 
 def names_of(results: list[dict]) -> list[str]:
-    """The names of all runs that measured every task, in order of appearance."""
-    return list(dict.fromkeys(r["name"] for r in results if len(list(r["metrics"].values())[-1]) == len(TASKS)))
+    """The names of all runs that measured every task: the default first, the others in order of appearance."""
+    names = list(dict.fromkeys(r["name"] for r in results if len(list(r["metrics"].values())[-1]) == len(TASKS)))
+    return sorted(names, key=lambda name: name != "replay")
 
 
 def memory_sizes(results: list[dict]) -> dict[str, dict[int, str]]:

@@ -106,6 +106,11 @@ def test_the_table_has_a_row_for_each_kind_of_run_with_all_tasks():
     assert table.loc["replay", "forgetting"] == "+0.025" and np.isnan(table.loc["joint", "forgetting"])
 
 
+def test_the_default_comes_first_and_tasks_alone_are_not_listed():
+    results = [ALONE_DET, run("finetune", AFTER), run("ewc", AFTER), REPLAY]
+    assert evidence.names_of(results) == ["replay", "finetune", "ewc"]
+
+
 def test_memory_sizes_have_common_ends():
     few = [run(f"memory{n}-random", AFTER, changes={"memory": n, "selection": "random"}) for n in (20, 10)]
     more = run("memory10-lwf", AFTER, changes={"memory": 10, "lwf": 1.0})
