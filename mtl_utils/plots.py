@@ -226,11 +226,13 @@ def memory_curves(results: list[dict]) -> Figure:
             kept = {size: evidence.pooled(results, name, task) for size, name in runs.items()}
             kept = {size: k for size, k in kept.items() if k}
             low, high = zip(*(k[1:3] for k in kept.values()), strict=True)
-            axis.plot(list(kept), [k[0] for k in kept.values()], line, color=TASK_COLOURS[task], label=selection)
+            look = {"color": TASK_COLOURS[task], "marker": TASK_MARKS[task], "linestyle": line, "label": selection}
+            axis.plot(list(kept), [k[0] for k in kept.values()], **look)
             axis.fill_between(list(kept), low, high, color="0.5", alpha=0.12)
         draw_rule(axis.axhline)
         axis.set(title=METRIC_NAMES[task], xlabel="stored images a task", ylim=(0, None))
         axis.set_xscale("symlog", linthresh=10)
+        axis.set_xlim(-2, 300)
         axis.set_xticks((0, 10, 20, 60, 240), labels=("0", "10", "20", "60", "240"))
     axes[0].set_ylabel("part of the task alone")
     axes[0].legend(frameon=False, fontsize=9)
