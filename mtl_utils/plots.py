@@ -174,7 +174,8 @@ def forgetting_curves(results: list[dict], names: dict[str, str], seed: int = 0)
             axis.axvline(start, color="0.8", linewidth=1, zorder=0)
             place = {"transform": axis.get_xaxis_transform(), "fontsize": 8, "color": "0.4"}
             axis.text(start, 1.01, f" stage {TASKS.index(stage) + 1}", **place)
-        axis.set(xlabel="epoch", ylabel=METRIC_NAMES[task], xlim=(0, None), ylim=(0, None))
+        highest = max(max(line.get_ydata()) for line in axis.lines if line.get_label()[0] != "_")
+        axis.set(xlabel="epoch", ylabel=METRIC_NAMES[task], xlim=(0, None), ylim=(0, 1.1 * highest or 1))
         axis.legend(frameon=False, fontsize=9, loc="lower left")
     return figure
 
