@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -83,15 +84,19 @@ def draw_curves(axes: np.ndarray, histories: dict[str, list[dict]]) -> None:
             if x:
                 axis.plot(x, y, label=label, marker=mark, markersize=4, **look)
     for axis, title in zip(axes, ("training loss", "metric on val"), strict=True):
-        for stage, start in offset.items():
-            axis.axvline(start, color="0.8", linewidth=1, zorder=0)
-            look = {"transform": axis.get_xaxis_transform(), "fontsize": 8, "color": "0.4"}
-            axis.text(start, 1.01, f" {TASK_NAMES[stage]}", **look)
+        mark_stages(axis, {TASK_NAMES[stage]: start for stage, start in offset.items()})
         axis.set(xlabel="epoch", ylabel=title, xlim=(0, None), ylim=(0, None))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if curves := axis.get_legend_handles_labels()[0]:
             axis.set_ylim(0, 1.2 * max(max(curve.get_ydata()) for curve in curves) or 1)  # room for the legend
             axis.legend(frameon=False, fontsize=9, loc="upper center", ncols=len(TASKS))
+
+
+def mark_stages(axis: Axes, starts: dict[str, int]) -> None:
+    """A grey line at the epoch where each stage begins, its name above."""
+    for name, start in starts.items():
+        axis.axvline(start, color="0.8", linewidth=1, zorder=0)
+        axis.text(start, 1.01, f" {name}", transform=axis.get_xaxis_transform(), fontsize=8, color="0.4")
 
 
 def points(histories: dict, offset: dict[str, int], key: str, task: str) -> tuple[list, list]:
@@ -170,10 +175,7 @@ def forgetting_curves(results: list[dict], names: dict[str, str], seed: int = 0)
             look = {"linestyle": line, "marker": TASK_MARKS[task], "markersize": 4, "color": TASK_COLOURS[task]}
             axis.plot(*zip(*found, strict=True), label=label, **look, alpha=1 if line == "-" else 0.6)
     for axis, task in zip(axes, TASKS, strict=True):
-        for stage, start in starts.items():
-            axis.axvline(start, color="0.8", linewidth=1, zorder=0)
-            place = {"transform": axis.get_xaxis_transform(), "fontsize": 8, "color": "0.4"}
-            axis.text(start, 1.01, f" stage {TASKS.index(stage) + 1}", **place)
+        mark_stages(axis, {f"stage {TASKS.index(stage) + 1}": start for stage, start in starts.items()})
         highest = max(max(line.get_ydata()) for line in axis.lines if line.get_label()[0] != "_")
         axis.set(xlabel="epoch", ylabel=METRIC_NAMES[task], xlim=(0, None), ylim=(0, 1.1 * highest or 1))
         axis.legend(frameon=False, fontsize=9, loc="lower left")
