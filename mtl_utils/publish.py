@@ -158,13 +158,14 @@ def set_address(name: str) -> None:
     """Write where the project lies on GitHub (OWNER/NAME) into the notebooks' first cells, and badges everywhere."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(f"{name!r} is not an address: give it as OWNER/NAME, as in github.com/OWNER/NAME.")
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+    address, paths = f"https://github.com/{name}", sorted(NOTEBOOKS.glob("*.ipynb"))
+    for path in paths:
         notebook = nbformat.read(path, as_version=4)
-        link_notebook(notebook, path.stem, f"https://github.com/{name}")
+        link_notebook(notebook, path.stem, address)
         path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
     for readme in README_WORDS:
-        made = " ".join(badge(path.stem, f"https://github.com/{name}") for path in sorted(NOTEBOOKS.glob("06*.ipynb")))
-        (PROJECT / readme).write_text(between(read(readme), "badge", made), encoding="utf-8")
+        text = between(read(readme), "badge", badge(paths[-1].stem, address))
+        (PROJECT / readme).write_text(text, encoding="utf-8")
 
 
 def link_notebook(notebook: nbformat.NotebookNode, name: str, address: str) -> None:
