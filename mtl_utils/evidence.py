@@ -93,9 +93,23 @@ def forgetting_numbers(result: dict) -> dict[str, float]:
 
 
 def names_of(results: list[dict]) -> list[str]:
-    """The names of all runs that measured every task: the default first, the others in order of appearance."""
-    names = list(dict.fromkeys(r["name"] for r in results if len(list(r["metrics"].values())[-1]) == len(TASKS)))
-    return sorted(names, key=lambda name: name != "replay")
+    """The names of all runs that measured every task: the default first, the others from the best average down."""
+    averages: dict[str, list[float]] = {}
+    for result in results:
+        if not np.isnan(matrix(result)[-1]).any():
+            averages.setdefault(result["name"], []).append(matrix(result)[-1].mean())
+    return sorted(averages, key=lambda name: (name != "replay", -np.mean(averages[name])))
+
+
+def remedies(results: list[dict]) -> list[str]:
+    """The names of the runs that differ in more than the size of the memory, and of those with and without any."""
+    pure = {r["name"] for r in results if varies_memory(r)}
+    return [name for name in names_of(results) if name not in pure]
+
+
+def varies_memory(result: dict) -> bool:
+    """Whether a run changes nothing but how many images are stored, and which."""
+    return set(result["changes"]) == {"memory", "selection"}
 
 
 def memory_sizes(results: list[dict]) -> dict[str, dict[int, str]]:
@@ -104,9 +118,8 @@ def memory_sizes(results: list[dict]) -> dict[str, dict[int, str]]:
     ends = {size: name for size, name in {0: "finetune", 240: "replay"}.items() if name in names}
     found: dict[str, dict[int, str]] = {}
     for result in results:
-        changes = result["changes"]
-        if set(changes) == {"memory", "selection"}:
-            found.setdefault(changes["selection"], {})[changes["memory"]] = result["name"]
+        if varies_memory(result):
+            found.setdefault(result["changes"]["selection"], {})[result["changes"]["memory"]] = result["name"]
     return {way: dict(sorted((runs | ends).items())) for way, runs in sorted((found or {"balanced": {}}).items())}
 
 

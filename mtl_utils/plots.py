@@ -199,8 +199,8 @@ def retention_bars(results: list[dict], name: str) -> Figure:
 
 
 def retention_dots(results: list[dict]) -> Figure:
-    """Retention of every kind of run, one panel a task: mean over seeds with its 95 % interval over images."""
-    names = evidence.names_of(results)
+    """Retention under every remedy, one panel a task: mean over seeds with its 95 % interval over images."""
+    names = evidence.remedies(results)
     figure, axes = plt.subplots(1, 3, figsize=(11, 1 + 0.35 * len(names)), layout="constrained", sharey=True)
     for axis, task in zip(axes, TASKS, strict=True):
         for i, name in enumerate(names):
@@ -226,12 +226,11 @@ def memory_curves(results: list[dict]) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained", sharey=True)
     for axis, task in zip(axes, TASKS, strict=True):
         for (selection, runs), line in zip(evidence.memory_sizes(results).items(), TASK_LINES.values(), strict=False):
-            kept = {size: evidence.pooled(results, name, task) for size, name in runs.items()}
-            kept = {size: k for size, k in kept.items() if k}
-            low, high = zip(*(k[1:3] for k in kept.values()), strict=True)
+            kept = [(size, *k) for size, name in runs.items() if (k := evidence.pooled(results, name, task))]
+            sizes, values, low, high, _ = zip(*kept, strict=True) if kept else [()] * 5
             look = {"color": TASK_COLOURS[task], "marker": TASK_MARKS[task], "linestyle": line, "label": selection}
-            axis.plot(list(kept), [k[0] for k in kept.values()], **look)
-            axis.fill_between(list(kept), low, high, color="0.5", alpha=0.12)
+            axis.plot(sizes, values, **look)
+            axis.fill_between(sizes, low, high, color="0.5", alpha=0.12)
         draw_rule(axis.axhline)
         axis.set(title=METRIC_NAMES[task], xlabel="stored images a task", ylim=(0, None))
         axis.set_xscale("symlog", linthresh=10)

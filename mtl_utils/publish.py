@@ -42,6 +42,7 @@ RUN_LOG = PROJECT / "figures" / "runs.csv"  # one line a run: how the recipe was
 NOTEBOOKS = PROJECT / "notebooks"
 ADDRESS = re.compile('^REPOSITORY = "(.*)"', re.MULTILINE)  # in every notebook's first cell: what Colab clones
 COLAB = "https://colab.research.google.com"
+STUDIED = ("full", "quick")  # the profiles whose studies the READMEs show; in the last, all of it was run
 SHOWN_IMAGE = 39  # of each val set: one of the four whose predictions the notebooks 03 to 05 show
 SCORES = [(stage, task) for i, stage in enumerate(TASKS) for task in TASKS[: i + 1]]
 
@@ -130,8 +131,17 @@ def read(name: str) -> str:
     return (PROJECT / name).read_text(encoding="utf-8")
 
 
+def draw_study(profile: str) -> None:
+    """Draw what every remedy and every size of the memory keeps, beside the results of a profile's study."""
+    plots.use_style()
+    results, folder = study.read_results(study.RESULTS / profile), study.RESULTS / profile
+    plots.save_light(plots.retention_dots(results), folder / "remedies.png")
+    plots.save_light(plots.memory_curves(results), folder / "memory.png")
+
+
 def remake_readmes() -> None:
-    """Make the results in both READMEs anew."""
+    """Make the results in both READMEs anew, and the pictures of the study in which all of it was run."""
+    draw_study(STUDIED[-1])
     for name in README_WORDS:
         (PROJECT / name).write_text(with_results(read(name), README_WORDS[name]), encoding="utf-8")
 
@@ -143,10 +153,12 @@ def with_results(text: str, words: dict) -> str:
     settings, start = metrics["settings"], metrics["start"].split(" ")[0]
     facts = {"profile": settings["profile"], "seed": settings["seed"], "start": start, "minutes": minutes}
     about = words["about"].format(**facts, device=metrics["device"], parameters=metrics["parameters"] / 1e6)
-    results = study.read_results(study.RESULTS / settings["profile"])
-    alone = evidence.alone_values(results, settings["seed"])
+    results = {profile: study.read_results(study.RESULTS / profile) for profile in STUDIED}
+    alone = evidence.alone_values(results[settings["profile"]], settings["seed"])
     text = between(text, "results", f"{report.results_markdown(metrics, alone, words['header'])}\n\n{about}")
-    return between(text, "evidence", evidence.evidence_markdown(results, words["evidence"]))
+    for profile in STUDIED:
+        text = between(text, f"study {profile}", evidence.evidence_markdown(results[profile], words["evidence"]))
+    return text
 
 
 def between(text: str, name: str, made: str) -> str:

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from mtl_utils import checkpoint, commands, publish, report, study
-from mtl_utils.settings import METRIC_NAMES, PROJECT, TASKS, UserError
+from mtl_utils.settings import METRIC_NAMES, PROJECT, TASKS, UserError, get_settings
 
 
 @pytest.mark.parametrize("name", publish.README_WORDS)
@@ -35,16 +35,36 @@ def test_a_changed_study_changes_the_readme(tmp_path, monkeypatch):
     assert "| 0.123 |" in publish.with_results(publish.read("README.md"), publish.README_WORDS["README.md"])
 
 
-def test_the_study_holds_the_committed_run_and_differs_from_it_in_what_it_says_only():
+def test_the_study_holds_the_committed_run():
     metrics = json.loads(publish.RESULTS.read_text())
-    for result in study.read_results(study.RESULTS / metrics["settings"]["profile"]):
-        changes = {**result["changes"], "seed": result["settings"]["seed"]}
-        assert result["settings"] == metrics["settings"] | changes, result["name"]
-        assert (result["data"], result["start"]) == (metrics["data"], metrics["start"])
     first = json.loads((study.RESULTS / "full" / "replay_seed0.json").read_text())
+    assert first["settings"] == metrics["settings"]
     for stage, tasks in first["metrics"].items():
         for task, values in tasks.items():
             assert values[METRIC_NAMES[task]] == metrics["stages"][stage]["metrics"][task][METRIC_NAMES[task]]
+
+
+@pytest.mark.parametrize("profile", publish.STUDIED)
+def test_the_runs_of_a_study_differ_in_what_they_say_only(profile):
+    metrics, results = json.loads(publish.RESULTS.read_text()), study.read_results(study.RESULTS / profile)
+    assert results
+    for result in results:
+        wanted = get_settings(profile, seed=result["settings"]["seed"], **result["changes"]).as_dict()
+        if result["changes"].get("joint"):  # as many steps as the three stages together (study.planned)
+            wanted["epochs"] |= {"cls": result["settings"]["epochs"]["cls"]}
+        assert result["settings"] == wanted, result["name"]
+        assert (result["data"], result["start"]) == (metrics["data"], metrics["start"])
+
+
+def test_the_pictures_of_a_study_are_drawn_from_its_files_alone(tmp_path, monkeypatch):
+    shutil.copytree(study.RESULTS / "quick", tmp_path / "quick", ignore=shutil.ignore_patterns("*.png"))
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    publish.draw_study("quick")
+    pictures = {path.name: path.read_bytes() for path in (tmp_path / "quick").glob("*.png")}
+    assert set(pictures) == {"memory.png", "remedies.png"}
+    (tmp_path / "quick" / "finetune_seed0.json").unlink()
+    publish.draw_study("quick")
+    assert all((tmp_path / "quick" / name).read_bytes() != before for name, before in pictures.items())
 
 
 def test_both_readmes_give_the_same_lines_to_type():
