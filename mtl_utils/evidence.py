@@ -157,10 +157,11 @@ def rule(runs: list[dict], kept: dict[str, tuple | None]) -> str:
 
 
 def percent(kept: tuple[float, float, float, int], runs: int) -> str:
-    """Retention with its interval, in per cent; of how many seeds, where not all runs have a baseline."""
+    """Retention in per cent with its interval, and of how many seeds, where not all runs have a baseline."""
     value, low, high, seeds = kept
     of = "" if seeds == runs else f" (of {seeds})"
-    return f"{100 * value:.0f} [{100 * low:.0f}, {100 * high:.0f}]{of}"
+    # a decimal, since the rule cuts at 95
+    return f"{100 * value:.1f} [{100 * low:.0f}, {100 * high:.0f}]{of}"
 
 
 def evidence_markdown(results: list[dict], words: dict[str, str]) -> str:

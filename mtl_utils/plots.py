@@ -201,7 +201,8 @@ def retention_bars(results: list[dict], name: str) -> Figure:
 def retention_dots(results: list[dict]) -> Figure:
     """Retention under every remedy, one panel a task: mean over seeds with its 95 % interval over images."""
     names = evidence.remedies(results)
-    figure, axes = plt.subplots(1, 3, figsize=(11, 1 + 0.35 * len(names)), layout="constrained", sharey=True)
+    size = (11, 1 + 0.35 * len(names))
+    figure, axes = plt.subplots(1, 3, figsize=size, layout="constrained", sharex=True, sharey=True)
     for axis, task in zip(axes, TASKS, strict=True):
         for i, name in enumerate(names):
             if kept := evidence.pooled(results, name, task):
@@ -209,7 +210,8 @@ def retention_dots(results: list[dict]) -> Figure:
                 axis.plot([low, high], [i, i], color=TASK_COLOURS[task], linewidth=2)
                 axis.plot(value, i, TASK_MARKS[task], color=TASK_COLOURS[task], markeredgecolor="black")
         draw_rule(axis.axvline)
-        axis.set(title=METRIC_NAMES[task], xlabel="part of the task alone", xlim=(0, None))
+        axis.set(title=METRIC_NAMES[task], xlabel="part of the task alone")
+    axes[0].set_xlim(0, None)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     return figure
@@ -232,11 +234,11 @@ def memory_curves(results: list[dict]) -> Figure:
             axis.plot(sizes, values, **look)
             axis.fill_between(sizes, low, high, color="0.5", alpha=0.12)
         draw_rule(axis.axhline)
-        axis.set(title=METRIC_NAMES[task], xlabel="stored images a task", ylim=(0, None))
+        axis.set(title=METRIC_NAMES[task], xlabel="stored images a task")
         axis.set_xscale("symlog", linthresh=10)
         axis.set_xlim(-2, 300)
         axis.set_xticks((0, 10, 20, 60, 240), labels=("0", "10", "20", "60", "240"))
-    axes[0].set_ylabel("part of the task alone")
+    axes[0].set(ylabel="part of the task alone", ylim=(0, None))
     axes[0].legend(frameon=False, fontsize=9)
     return figure
 

@@ -59,14 +59,14 @@ def test_the_final_metric_of_every_seed_has_its_own_interval():
 
 def test_the_table_says_how_many_seeds_have_a_baseline():
     table = evidence.evidence_table([*RESULTS, run("replay", AFTER, seed=1)])
-    assert table.loc["replay", "seeds"] == "2" and table.loc["replay", "mIoU, % of alone"] == "96 [96, 96]"
-    assert table.loc["replay", "mAP@50, % of alone"] == "76 [76, 76] (of 1)"
+    assert table.loc["replay", "seeds"] == "2" and table.loc["replay", "mIoU, % of alone"] == "96.0 [96, 96]"
+    assert table.loc["replay", "mAP@50, % of alone"] == "76.0 [76, 76] (of 1)"
 
 
 def test_the_table_as_markdown_has_translated_columns():
     lines = evidence.evidence_markdown(RESULTS, {"run": "執行", "gain, %": "增益"}).splitlines()
     assert lines[0].startswith("| 執行 | seeds | mIoU |") and "| 增益 |" in lines[0]
-    assert len(lines) == 3 and lines[2].startswith("| `replay` | 1 | 0.480 | 96 [96, 96] |")
+    assert len(lines) == 3 and lines[2].startswith("| `replay` | 1 | 0.480 | 96.0 [96, 96] |")
     assert len({line.count("|") for line in lines}) == 1
 
 
@@ -100,7 +100,7 @@ def test_the_values_alone_are_those_of_the_seed():
 def test_the_table_has_a_row_for_each_kind_of_run_with_all_tasks():
     table = evidence.evidence_table([*RESULTS, run("joint", {"cls": {"seg": 0.55, "det": 0.26, "cls": 0.91}})])
     assert list(table.index) == ["replay", "joint"]
-    assert table.loc["replay", "mAP@50, % of alone"] == "76 [76, 76]"
+    assert table.loc["replay", "mAP@50, % of alone"] == "76.0 [76, 76]"
     assert table.loc["replay", "average"] == "0.523"
     assert table.loc["replay", "gain, %"] == "-9.3", "mean of .96, .76 and 1, less one"
     assert table.loc["replay", "forgetting"] == "+0.025" and np.isnan(table.loc["joint", "forgetting"])

@@ -80,7 +80,7 @@ def test_each_says_what_it_teaches_and_needs(path):
 def test_prose_stands_before_and_after_each_figure(path):
     cells = nbformat.read(path, as_version=4).cells
     for i, cell in enumerate(cells):
-        if cell.cell_type == "code" and re.search(r"^show(_study)?\(", cell.source, re.MULTILINE):
+        if cell.cell_type == "code" and re.search(r"^show\w*\(", cell.source, re.MULTILINE):
             before, after = cells[max(0, i - 2) : i], cells[i + 1 : i + 3]
             for near in (before, after):
                 assert "markdown" in [other.cell_type for other in near], cell.source
