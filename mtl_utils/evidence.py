@@ -14,7 +14,7 @@ import pandas as pd
 
 from mtl_utils.intervals import UNIT, interval
 from mtl_utils.report import mark, markdown, r_matrix
-from mtl_utils.settings import METRIC_NAMES, TASKS
+from mtl_utils.settings import METRIC_NAMES, TASKS, UserError
 
 ALONE = {"seg": "replay", "det": "alone-det", "cls": "alone-cls"}  # the runs whose first stage is a task alone
 RULE = 0.95  # retention that the assignment asks for
@@ -61,14 +61,47 @@ def pooled(results: list[dict], name: str, task: str) -> tuple[float, float, flo
     return float(np.mean([value for value, _ in found])), *interval(draws[~np.isnan(draws)]), len(found)
 
 
+def difference(results: list[dict], one: str, other: str, task: str) -> tuple[float, float, float]:
+    """How much higher the final metric of one run is than another's, and the interval of that, in the metric's units.
+
+    The mean over the seeds that both have, on the same draws of images (paired). Raises UserError where there is none.
+    """
+    pairs = [(a, find(results, other, a["settings"]["seed"])) for a in results if a["name"] == one]
+    pairs = [(a, b) for a, b in pairs if b]
+    if not pairs:
+        raise UserError(f"There is no seed that both {one} and {other} were run with: see `python -m mtl_utils study`.")
+    index = TASKS.index(task)
+    value = np.mean([matrix(a)[-1, index] - matrix(b)[-1, index] for a, b in pairs])
+    draws = np.mean([final_draws(a, task) - final_draws(b, task) for a, b in pairs], axis=0)
+    return float(value), *interval(draws)
+
+
+def final_draws(result: dict, task: str) -> np.ndarray:
+    """The final metric of a run on every draw of images: (draws,)."""
+    return np.array(result["draws"][list(result["metrics"])[-1]][task]) / UNIT
+
+
+def differences_table(results: list[dict], pairs: list[tuple[str, str]]) -> pd.DataFrame:
+    """One row a pair of runs: how much higher the first one's final metrics are; a star marks an interval without 0."""
+    rows = {f"{one} − {other}": difference_row(results, one, other) for one, other in pairs}
+    return pd.DataFrame(rows).T
+
+
+def difference_row(results: list[dict], one: str, other: str) -> dict[str, str]:
+    """One row of the table."""
+    found = {METRIC_NAMES[task]: difference(results, one, other, task) for task in TASKS}
+    star = {name: " *" * (low > 0 or high < 0) for name, (_, low, high) in found.items()}
+    return {name: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*numbers) + star[name] for name, numbers in found.items()}
+
+
 def finals(results: list[dict], name: str, task: str) -> dict[int, tuple[float, float, float]]:
     """The final metric of a run by its seeds, each with its interval over draws of images."""
     found = {}
     for result in sorted(results, key=lambda r: r["settings"]["seed"]):
         if result["name"] == name:
             last = list(result["metrics"])[-1]
-            draws = np.array(result["draws"][last][task]) / UNIT
-            found[result["settings"]["seed"]] = (result["metrics"][last][task][METRIC_NAMES[task]], *interval(draws))
+            value = result["metrics"][last][task][METRIC_NAMES[task]]
+            found[result["settings"]["seed"]] = (value, *interval(final_draws(result, task)))
     return found
 
 

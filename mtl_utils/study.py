@@ -41,6 +41,10 @@ MEMORIES = [
     Plan(f"memory{size}-{selection}", {"memory": size, "selection": selection})
     for size, selection in product((10, 20, 60), ("balanced", "random", "herding"))
 ]
+TEN_AND_TEACHER = [
+    Plan("memory10-lwf", {"memory": 10, "lwf": 1.0}),
+    Plan("memory10-lwf-draw2", {"memory": 10, "lwf": 1.0, "draw": 2}),  # not to learn ten by heart
+]
 STUDIES = {
     "baselines": [REPLAY, FINETUNE, PLAIN, *ALONE, Plan("joint", {"joint": True})],
     "remedies": [
@@ -52,7 +56,7 @@ STUDIES = {
         Plan("der", {"der": 0.5}),
         Plan("replay+lwf", {"lwf": 1.0}),
     ],
-    "memory": [REPLAY, FINETUNE, *MEMORIES, Plan("memory10-lwf", {"memory": 10, "lwf": 1.0})],
+    "memory": [REPLAY, FINETUNE, *MEMORIES, *TEN_AND_TEACHER],
     "seeds": [REPLAY, *ALONE],
 }
 

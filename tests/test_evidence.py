@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mtl_utils import evidence, plots
-from mtl_utils.settings import METRIC_NAMES
+from mtl_utils.settings import METRIC_NAMES, UserError
 
 
 def run(name, rows, draws=None, seed=0, changes=None):
@@ -48,6 +48,29 @@ def test_seeds_are_compared_with_their_own_baseline_and_averaged():
     other = [run("alone-det", {"det": {"det": 0.1}}, seed=1), run("replay", {"cls": {"det": 0.1}}, seed=1)]
     value, *_, seeds = evidence.pooled([*RESULTS, *other], "replay", "det")
     assert value == pytest.approx((0.76 + 1.0) / 2) and seeds == 2
+
+
+def test_differences_are_paired_and_averaged_over_the_seeds_that_both_have():
+    """Both metrics go up and down together: their difference is the same on every draw."""
+    better = [run("lwf", AFTER, {"cls": {t: [5000, 6000, 7000] for t in AFTER}}, seed) for seed in (0, 1)]
+    worse = [run("plain", {"cls": dict.fromkeys(AFTER, 0.1)}, {"cls": {t: [4000, 5000, 6000] for t in AFTER}})]
+    found = evidence.difference([*better, *worse], "lwf", "plain", "seg")
+    assert found == pytest.approx((0.38, 0.1, 0.1))
+    other = [run("plain", {"cls": dict.fromkeys(AFTER, 0.2)}, {"cls": {t: [5000, 6000, 7000] for t in AFTER}}, seed=1)]
+    assert evidence.difference([*better, *worse, *other], "lwf", "plain", "seg") == pytest.approx((0.33, 0.05, 0.05))
+    with pytest.raises(UserError, match="no seed that both lwf and replay"):
+        evidence.difference([*better, REPLAY | {"settings": {"seed": 7}}], "lwf", "replay", "seg")
+
+
+def test_a_star_marks_a_difference_whose_interval_leaves_out_0():
+    one = run("lwf", AFTER, {"cls": {"seg": [5000, 6000], "det": [1000, 3000], "cls": [8000, 8000]}})
+    other = run("plain", AFTER, {"cls": {"seg": [4000, 5500], "det": [2000, 2000], "cls": [9000, 9000]}})
+    table = evidence.differences_table([one, other], [("lwf", "plain")])
+    assert table.loc["lwf − plain"].tolist() == [
+        "+0.000 [+0.051, +0.099] *",
+        "+0.000 [-0.095, +0.095]",
+        "+0.000 [-0.100, -0.100] *",
+    ]
 
 
 def test_the_final_metric_of_every_seed_has_its_own_interval():
