@@ -9,6 +9,8 @@ R[i, j] is the metric of task j after stage i, b_j the metric of task j learned 
     gain          mean of R[last, j] / b_j - 1 (multi-task gain, Maninis et al. 2019)
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
@@ -154,6 +156,12 @@ def memory_sizes(results: list[dict]) -> dict[str, dict[int, str]]:
         if varies_memory(result):
             found.setdefault(result["changes"]["selection"], {})[result["changes"]["memory"]] = result["name"]
     return {way: dict(sorted((runs | ends).items())) for way, runs in sorted((found or {"balanced": {}}).items())}
+
+
+def same_seeds(results: list[dict], names: Iterable[str]) -> list[dict]:
+    """The results of the seeds that all of these runs share: other seeds would make them look unlike by their luck."""
+    seeds = [{r["settings"]["seed"] for r in results if r["name"] == name} for name in names]
+    return [r for r in results if r["settings"]["seed"] in set.intersection(*seeds)]
 
 
 def evidence_table(results: list[dict]) -> pd.DataFrame:

@@ -146,7 +146,8 @@ class MemorySlider(Player):
     """How much of each task is kept when the replay buffer stores more or fewer images: read from results, no model."""
 
     def __init__(self, results: list[dict], selection: str = "balanced"):
-        self.results, self.names = results, evidence.memory_sizes(results)[selection]
+        self.names = evidence.memory_sizes(results)[selection]
+        self.results = evidence.same_seeds(results, self.names.values())
         look = {"continuous_update": False, **LOOK}
         self.size = widgets.SelectionSlider(options=list(self.names), description="stored images a task", **look)
         super().__init__([self.size])

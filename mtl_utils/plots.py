@@ -224,10 +224,15 @@ def draw_rule(line: Callable) -> None:
 
 
 def memory_curves(results: list[dict]) -> Figure:
-    """Retention against the number of stored images a task, one panel a task and one line a way to choose them."""
+    """Retention against the number of stored images a task, one panel a task and one line a way to choose them.
+
+    Of the seeds that all of these runs share.
+    """
+    memories = evidence.memory_sizes(results)
+    results = evidence.same_seeds(results, (name for runs in memories.values() for name in runs.values()))
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained", sharey=True)
     for axis, task in zip(axes, TASKS, strict=True):
-        for (selection, runs), line in zip(evidence.memory_sizes(results).items(), TASK_LINES.values(), strict=False):
+        for (selection, runs), line in zip(memories.items(), TASK_LINES.values(), strict=False):
             kept = [(size, *k) for size, name in runs.items() if (k := evidence.pooled(results, name, task))]
             sizes, values, low, high, _ = zip(*kept, strict=True) if kept else [()] * 5
             look = {"color": TASK_COLOURS[task], "marker": TASK_MARKS[task], "linestyle": line, "label": selection}

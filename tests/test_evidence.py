@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mtl_utils import evidence, plots
+from mtl_utils import evidence, explorer, plots
 from mtl_utils.settings import METRIC_NAMES, UserError
 
 
@@ -153,6 +153,18 @@ def test_memory_sizes_have_common_ends():
     assert evidence.memory_sizes([*RESULTS, run("finetune", AFTER)]) == {"balanced": {0: "finetune", 240: "replay"}}
     assert evidence.memory_sizes(RESULTS) == {"balanced": {240: "replay"}}
     assert found == {"random": {0: "finetune", 10: "memory10-random", 20: "memory20-random", 240: "replay"}}
+
+
+def test_memory_sizes_are_compared_on_the_seeds_that_all_of_them_have():
+    """A second seed of the default alone, with a baseline that was unlucky, does not bend the curve."""
+    other = [run("replay", AFTER, seed=1), run("alone-det", {"det": {"det": 0.1}}, seed=1)]
+    few = run("memory10-balanced", AFTER, changes={"memory": 10, "selection": "balanced"})
+    results = [*RESULTS, *other, few, run("finetune", AFTER)]
+    shared = evidence.same_seeds(results, ("replay", "memory10-balanced"))
+    assert {r["settings"]["seed"] for r in shared} == {0} and len(shared) == len(results) - 2
+    assert plots.memory_curves(results).axes[1].lines[0].get_ydata().tolist() == pytest.approx([0.76] * 3)
+    bars = explorer.MemorySlider(results)
+    assert evidence.pooled(bars.results, "replay", "det")[0] == pytest.approx(0.76)
 
 
 def test_the_seeds_figure_shows_each_seed_the_mean_and_the_floor():

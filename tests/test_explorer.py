@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from mtl_utils import explorer
-from mtl_utils.settings import TASKS
+from mtl_utils.settings import METRIC_NAMES, TASKS
 
 
 @pytest.fixture
@@ -163,7 +163,8 @@ def test_the_browser_shows_any_image_of_any_set(sets):
 def test_the_memory_slider_shows_the_run_of_that_size(monkeypatch):
     asked = []
     monkeypatch.setattr(explorer, "retention_bars", lambda results, name: asked.append(name) or plt.figure())
-    done = {"metrics": {"cls": dict.fromkeys(TASKS)}, "changes": {}}
+    metrics = {"cls": {task: {METRIC_NAMES[task]: 0.5} for task in TASKS}}
+    done = {"metrics": metrics, "changes": {}, "settings": {"seed": 0}}
     runs = [done | {"name": name} for name in ("finetune", "replay")]
     for n in (60, 10):
         runs.append(done | {"name": f"memory{n}-balanced", "changes": {"memory": n, "selection": "balanced"}})
