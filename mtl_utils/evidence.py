@@ -161,7 +161,7 @@ def memory_sizes(results: list[dict]) -> dict[str, dict[int, str]]:
 def same_seeds(results: list[dict], names: Iterable[str]) -> list[dict]:
     """The results of the seeds that all of these runs share: other seeds would make them look unlike by their luck."""
     seeds = [{r["settings"]["seed"] for r in results if r["name"] == name} for name in names]
-    return [r for r in results if r["settings"]["seed"] in set.intersection(*seeds)]
+    return [r for r in results if all(r["settings"]["seed"] in of_name for of_name in seeds)]
 
 
 def evidence_table(results: list[dict]) -> pd.DataFrame:

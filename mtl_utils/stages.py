@@ -161,6 +161,8 @@ def make_trainer(run: Run, task: str) -> Trainer:
     if run.result(task) and run.path(task, ".state.pt").exists():
         trainer.load_state_dict(checkpoint.load(run.path(task, ".state.pt")))
         print(f"continuing {TASK_NAMES[task]} after epoch {len(trainer.history)}")
+    else:
+        run.path(task, ".json").unlink(missing_ok=True)  # without a state there is nothing to continue
     return trainer
 
 
@@ -181,7 +183,13 @@ def beginning(run: Run, task: str) -> tuple[UnifiedModel, ReplayBuffer]:
 
 
 def record(run: Run, trainer: Trainer) -> None:
-    """After an epoch: evaluate when it is time, then put state and history on the disk."""
+    """After an epoch: evaluate when it is time, then put state and history on the disk.
+
+    Raises UserError where another process, say a second notebook, has trained this stage as far in the meantime.
+    """
+    stored = run.result(trainer.task) or {"history": []}
+    if len(stored["history"]) >= len(trainer.history):
+        raise UserError(f"Another process trains in {run.folder} too: stop one of the two, then run again.")
     every, last = run.settings.eval_every, trainer.finished
     if last or len(trainer.history) % every == 0:
         trainer.history[-1]["val"] = {task: m[METRIC_NAMES[task]] for task, m in evaluate_all(run, trainer).items()}

@@ -163,6 +163,9 @@ def test_memory_sizes_are_compared_on_the_seeds_that_all_of_them_have():
     shared = evidence.same_seeds(results, ("replay", "memory10-balanced"))
     assert {r["settings"]["seed"] for r in shared} == {0} and len(shared) == len(results) - 2
     assert plots.memory_curves(results).axes[1].lines[0].get_ydata().tolist() == pytest.approx([0.76] * 3)
+    assert evidence.same_seeds([], []) == [] and len(plots.memory_curves([]).axes) == 3, (
+        "no run at all: nothing to draw"
+    )
     bars = explorer.MemorySlider(results)
     assert evidence.pooled(bars.results, "replay", "det")[0] == pytest.approx(0.76)
 

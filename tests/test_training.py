@@ -83,6 +83,28 @@ def test_interruption_within_an_epoch_costs_that_epoch_only(straight, tiny_root,
     assert all(torch.equal(v, weights(run, "seg")[k]) for k, v in weights(straight, "seg").items())
 
 
+def test_two_processes_in_one_folder_are_noticed_and_the_first_one_goes_on(straight, tiny_root, tmp_path):
+    """A second notebook on the same run: whoever finishes an epoch later stops and harms nothing."""
+
+    def finish_first(late):
+        if len(late.history) == 1:
+            run_stage(make_run(tiny_root, tmp_path), "seg")
+
+    with pytest.raises(UserError, match=f"Another process trains in {tmp_path} too"):
+        run_stage(make_run(tiny_root, tmp_path), "seg", finish_first)
+    found = weights(make_run(tiny_root, tmp_path), "seg")
+    assert all(torch.equal(value, found[name]) for name, value in weights(straight, "seg").items())
+
+
+def test_without_a_state_a_stage_begins_anew(straight, tiny_root, tmp_path):
+    """Who deletes a stage's checkpoints wants it trained again: the history that is left is no other process."""
+    run = make_run(tiny_root, tmp_path)
+    run_stage(run, "seg")
+    run.path("seg").unlink()
+    run.path("seg", ".state.pt").unlink()
+    assert len(run_stage(run, "seg")["history"]) == SETTINGS.epochs["seg"] and run.finished("seg")
+
+
 def test_finished_stage_is_loaded_not_trained(straight, monkeypatch):
     monkeypatch.setattr(stages, "make_trainer", lambda *_: pytest.fail("trained again"))
     assert run_stage(straight, "cls")["metrics"].keys() == set(TASKS)
