@@ -84,6 +84,7 @@ def test_the_table_says_how_many_seeds_have_a_baseline():
     table = evidence.evidence_table([*RESULTS, run("replay", AFTER, seed=1)])
     assert table.loc["replay", "seeds"] == "2" and table.loc["replay", "mIoU, % of alone"] == "96.0 [96, 96]"
     assert table.loc["replay", "mAP@50, % of alone"] == "76.0 [76, 76] (of 1)"
+    assert table.loc["replay", "5 % rule"] == "–", "the seed without a baseline may be the one that fails"
 
 
 def test_the_table_as_markdown_has_translated_columns():

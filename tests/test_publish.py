@@ -28,11 +28,14 @@ def test_a_changed_result_changes_the_readme(tmp_path, monkeypatch):
 
 def test_a_changed_study_changes_the_readme(tmp_path, monkeypatch):
     summary = json.loads((study.RESULTS / "full" / "replay_seed0.json").read_text())
-    summary["metrics"]["cls"]["cls"]["Top-1"] = 0.123
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "replay_seed0.json").write_text(json.dumps(summary))
+    for seed, value in enumerate((0.121, 0.125)):
+        summary["metrics"]["cls"]["cls"]["Top-1"] = value
+        summary["settings"]["seed"] = seed
+        (tmp_path / "full" / f"replay_seed{seed}.json").write_text(json.dumps(summary))
     monkeypatch.setattr(study, "RESULTS", tmp_path)
-    assert "| 0.123 |" in publish.with_results(publish.read("README.md"), publish.README_WORDS["README.md"])
+    text = publish.with_results(publish.read("README.md"), publish.README_WORDS["README.md"])
+    assert "| 0.123 ± 0.003 |" in text and re.search("over 2 seeds: .*, Top-1 0.123 ± 0.003", text)
 
 
 def test_the_study_holds_the_committed_run():
