@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mtl_utils import checkpoint, intervals
 from mtl_utils.data import Root
@@ -64,6 +65,7 @@ STUDIES = {
 def run_study(what: str, settings: Settings, root: Root, seeds: list[int], folder: Path, results: Path) -> None:
     """Run what is missing of a study; of several processes (torchrun) each takes its share."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    choose_gpu()
     todo = [(plan, seed) for seed, plan in product(seeds, STUDIES[what])]
     todo = [(plan, seed) for plan, seed in todo if not result_path(results, plan, seed).exists()]
     for seed in sorted({seed for plan, seed in todo if shares_stage_1(replace(settings, **plan.changes))}):
@@ -72,6 +74,12 @@ def run_study(what: str, settings: Settings, root: Root, seeds: list[int], folde
         if number % world == rank:
             print(f"{plan.name}, seed {seed} ({number + 1} of {len(todo)})", flush=True)
             run_plan(plan, base_run(settings, seed, root, folder), results)
+
+
+def choose_gpu() -> None:
+    """Let the processes of a machine take its GPUs in turn."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
 def result_path(results: Path, plan: Plan, seed: int) -> Path:

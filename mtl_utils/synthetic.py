@@ -320,7 +320,7 @@ def write_synthetic(root: Path, train: int = 120, val: int = 40, seed: int = 0) 
 
     Raises UserError when `root` holds other files.
     """
-    if all((root / folder).is_dir() for folder in FOLDERS.values()):
+    if is_complete(root):
         return
     if root.exists() and any(root.iterdir()):
         raise UserError(f"{root} holds something other than the three data sets: empty it or name another folder.")
@@ -328,6 +328,20 @@ def write_synthetic(root: Path, train: int = 120, val: int = 40, seed: int = 0) 
     with TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as temporary:
         draft = Path(temporary) / root.name
         write_all(draft, {"train": train, "val": val}, seed)
+        put(draft, root)
+
+
+def put(draft: Path, root: Path) -> None:
+    """Move the drawn sets to `root`, unless another process (torchrun, a second notebook) drew them there meanwhile."""
+    try:
         if root.exists():
             root.rmdir()
         draft.rename(root)
+    except OSError:
+        if not is_complete(root):
+            raise
+
+
+def is_complete(root: Path) -> bool:
+    """Whether all three data sets are in `root`."""
+    return all((root / folder).is_dir() for folder in FOLDERS.values())

@@ -127,6 +127,20 @@ def test_processes_share_the_runs(rank, tiny_root, tmp_path, monkeypatch):
     assert ran == [plan.name for plan in PLANS[:4]][rank::2]
 
 
+@pytest.mark.parametrize(("local_rank", "gpu"), [(None, 0), ("1", 1), ("3", 1)])
+def test_processes_take_the_gpus_in_turn(local_rank, gpu, tiny_root, tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.setitem(study.STUDIES, "baselines", [])
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setattr(study.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(study.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(study.torch.cuda, "set_device", chosen.append)
+    run_it(tiny_root, tmp_path)
+    assert chosen == [gpu]
+
+
 def test_only_the_shared_stage_keeps_what_training_needs(done):
     left = sorted(path.relative_to(done / "runs").as_posix() for path in (done / "runs").rglob("*.state.pt"))
     assert left == ["replay_seed0/stage1_segmentation.state.pt"]

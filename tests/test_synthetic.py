@@ -173,6 +173,33 @@ def test_an_error_leaves_nothing_behind(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_two_processes_may_draw_at_once(tmp_path, monkeypatch):
+    write_all, root = synthetic.write_all, tmp_path / "data"
+
+    def overtaken(draft, *arguments):
+        write_all(draft, *arguments)
+        write_all(root, *arguments)
+
+    monkeypatch.setattr(synthetic, "write_all", overtaken)
+    synthetic.write_synthetic(root, train=2, val=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert {path.name for path in root.iterdir()} == set(FOLDERS.values())
+
+
+def test_files_that_appear_meanwhile_are_not_removed(tmp_path, monkeypatch):
+    write_all, root = synthetic.write_all, tmp_path / "data"
+
+    def disturbed(draft, *arguments):
+        write_all(draft, *arguments)
+        root.mkdir()
+        (root / "notes.txt").write_text("mine")
+
+    monkeypatch.setattr(synthetic, "write_all", disturbed)
+    with pytest.raises(OSError, match="not empty"):
+        synthetic.write_synthetic(root, train=2, val=2)
+    assert [path.name for path in root.iterdir()] == ["notes.txt"]
+
+
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "data").mkdir()
     synthetic.write_synthetic(tmp_path / "data", train=2, val=2)
