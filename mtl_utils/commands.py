@@ -84,7 +84,9 @@ def make_parser() -> argparse.ArgumentParser:
     log.set_defaults(command=lambda o: publish.log_run(o.run, o.note))
     study = commands.add_parser("study", help="the runs behind the evidence: baselines, remedies, memory sizes, seeds")
     study.add_argument("--what", choices=("baselines", "remedies", "memory", "seeds"), required=True)
-    study.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run of each kind for every seed")
+    study.add_argument(
+        "--seeds", type=int, nargs="+", help="one run of each kind for every seed (default: 0 1 2 for seeds, else 0)"
+    )
     study.add_argument("--profile", choices=PROFILES, help="default: full with a GPU, quick without")
     study.add_argument("--data-root", help="folder of the mini sets (default: MTL_DATA_ROOT, data/, synthetic)")
     study.set_defaults(command=study_command)
@@ -197,8 +199,9 @@ def study_command(options: argparse.Namespace) -> None:
     kind = "synthetic" if root.chosen_by == "synthetic" else "real"
     folder = PROJECT / "runs" / f"study-{settings.profile}-{kind}"
     results = study.RESULTS / settings.profile if kind == "real" else folder / "results"
-    study.run_study(options.what, settings, root, options.seeds, folder, results)
-    publish.draw_forgetting(study.base_run(settings, options.seeds[0], root, folder), results / "forgetting.png")
+    seeds = options.seeds or ([0, 1, 2] if options.what == "seeds" else [0])
+    study.run_study(options.what, settings, root, seeds, folder, results)
+    publish.draw_forgetting(study.base_run(settings, seeds[0], root, folder), results / "forgetting.png")
     print(f"{len(study.read_results(results))} runs are in {results}")
 
 

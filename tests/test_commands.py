@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtl_utils import commands, pretrained, stage0
+from mtl_utils import commands, pretrained, stage0, study
 from mtl_utils.data import Root
 from mtl_utils.settings import PROFILES, PROJECT, TASKS
 from mtl_utils.stages import Run, run_stage
@@ -168,6 +168,19 @@ def test_pretrain_then_train_from_it(tiny_profile, tiny_root, tmp_path, capsys, 
     monkeypatch.setenv(pretrained.VARIABLE, str(out))
     assert commands.main(["train", "--profile", "smoke", "--name", "warm", "--data-root", str(tiny_root)]) == 0
     assert json.loads((tmp_path / "runs" / "warm" / "metrics.json").read_text())["start"].startswith("stage0.pt ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [("seeds", [0, 1, 2]), ("memory", [0]), ("seeds --seeds 4", [4]), ("memory --seeds 1 2", [1, 2])],
+)
+def test_study_takes_several_seeds_where_they_are_the_question(arguments, expected, tiny_root, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    monkeypatch.setattr(study, "run_study", lambda what, settings, root, seeds, *_: asked.append((what, seeds)))
+    words = ["study", "--profile", "smoke", "--data-root", str(tiny_root), "--what", *arguments.split()]
+    assert commands.main(words) == 0
+    assert asked == [(arguments.split()[0], expected)]
 
 
 def test_log_writes_a_line(trained, tmp_path, monkeypatch):
