@@ -170,6 +170,13 @@ def evidence_table(results: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
+def seeds_table(results: list[dict], name: str) -> pd.DataFrame:
+    """One row a seed of a kind of run, held against the tasks alone of that seed: what a single run would have said."""
+    seeds = sorted(r["settings"]["seed"] for r in results if r["name"] == name)
+    rows = {seed: table_row([r for r in results if r["settings"]["seed"] == seed], name) for seed in seeds}
+    return pd.DataFrame(rows).T.drop(columns="seeds").rename_axis("seed")
+
+
 def table_row(results: list[dict], name: str) -> dict[str, str]:
     """One row of the table."""
     runs = [r for r in results if r["name"] == name]

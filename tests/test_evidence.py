@@ -87,6 +87,19 @@ def test_the_table_says_how_many_seeds_have_a_baseline():
     assert table.loc["replay", "5 % rule"] == "–", "the seed without a baseline may be the one that fails"
 
 
+def test_seeds_are_judged_one_by_one():
+    """The mean over both seeds passes, one of them alone does not."""
+    results = []
+    for seed, value in ((1, 0.3), (0, 0.1)):
+        final = {"seg": 0.5, "det": value, "cls": 0.9}
+        results.append(run("replay", {"seg": {"seg": 0.5}, "cls": final}, seed=seed))
+        results.append(run("alone-det", {"det": {"det": 0.2}}, seed=seed))
+        results.append(run("alone-cls", {"cls": {"cls": 0.9}}, seed=seed))
+    table = evidence.seeds_table(results, "replay")
+    assert table["mAP@50, % of alone"].to_dict() == {0: "50.0 [50, 50]", 1: "150.0 [150, 150]"}
+    assert [verdict.split()[-1] for verdict in table["5 % rule"]] == ["FAIL", "PASS"]
+
+
 def test_the_table_as_markdown_has_translated_columns():
     lines = evidence.evidence_markdown(RESULTS, {"run": "執行", "gain, %": "增益"}).splitlines()
     assert lines[0].startswith("| 執行 | seeds | mIoU |") and "| 增益 |" in lines[0]
