@@ -36,6 +36,7 @@ def test_a_changed_study_changes_the_readme(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "RESULTS", tmp_path)
     text = publish.with_results(publish.read("README.md"), publish.README_WORDS["README.md"])
     assert "| 0.123 ± 0.003 |" in text and re.search("over 2 seeds: .*, Top-1 0.123 ± 0.003", text)
+    assert "– in the mean, and for 0 of 2 seeds" in text
 
 
 def test_the_study_holds_the_committed_run():
