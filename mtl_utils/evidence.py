@@ -63,15 +63,21 @@ def pooled(results: list[dict], name: str, task: str) -> tuple[float, float, flo
     return float(np.mean([value for value, _ in found])), *interval(draws[~np.isnan(draws)]), len(found)
 
 
+def seed_pairs(results: list[dict], one: str, other: str) -> list[tuple[dict, dict]]:
+    """The runs of two kinds with the same seed. Raises UserError where there is none."""
+    pairs = [(a, find(results, other, a["settings"]["seed"])) for a in results if a["name"] == one]
+    pairs = [(a, b) for a, b in pairs if b]
+    if not pairs:
+        raise UserError(f"There is no seed that both {one} and {other} were run with: see `python -m mtl_utils study`.")
+    return pairs
+
+
 def difference(results: list[dict], one: str, other: str, task: str) -> tuple[float, float, float]:
     """How much higher the final metric of one run is than another's, and the interval of that, in the metric's units.
 
     The mean over the seeds that both have, on the same draws of images (paired). Raises UserError where there is none.
     """
-    pairs = [(a, find(results, other, a["settings"]["seed"])) for a in results if a["name"] == one]
-    pairs = [(a, b) for a, b in pairs if b]
-    if not pairs:
-        raise UserError(f"There is no seed that both {one} and {other} were run with: see `python -m mtl_utils study`.")
+    pairs = seed_pairs(results, one, other)
     index = TASKS.index(task)
     value = np.mean([matrix(a)[-1, index] - matrix(b)[-1, index] for a, b in pairs])
     draws = np.mean([final_draws(a, task) - final_draws(b, task) for a, b in pairs], axis=0)
@@ -93,7 +99,8 @@ def difference_row(results: list[dict], one: str, other: str) -> dict[str, str]:
     """One row of the table."""
     found = {METRIC_NAMES[task]: difference(results, one, other, task) for task in TASKS}
     star = {name: " *" * (low > 0 or high < 0) for name, (_, low, high) in found.items()}
-    return {name: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*numbers) + star[name] for name, numbers in found.items()}
+    cells = {name: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*numbers) + star[name] for name, numbers in found.items()}
+    return {"seeds": str(len(seed_pairs(results, one, other))), **cells}
 
 
 def finals(results: list[dict], name: str, task: str) -> dict[int, tuple[float, float, float]]:

@@ -67,6 +67,7 @@ def test_a_star_marks_a_difference_whose_interval_leaves_out_0():
     other = run("plain", AFTER, {"cls": {"seg": [4000, 5500], "det": [2000, 2000], "cls": [9000, 9000]}})
     table = evidence.differences_table([one, other], [("lwf", "plain")])
     assert table.loc["lwf − plain"].tolist() == [
+        "1",
         "+0.000 [+0.051, +0.099] *",
         "+0.000 [-0.095, +0.095]",
         "+0.000 [-0.100, -0.100] *",
