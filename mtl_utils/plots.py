@@ -212,9 +212,15 @@ def retention_dots(results: list[dict]) -> Figure:
         draw_rule(axis.axvline)
         axis.set(title=METRIC_NAMES[task], xlabel="part of the task alone")
     axes[0].set_xlim(0, None)
-    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_yticks(range(len(names)), [seeds_label(results, name) for name in names])
     axes[0].invert_yaxis()
     return figure
+
+
+def seeds_label(results: list[dict], name: str) -> str:
+    """The name of a kind of run, and of how many seeds it is the mean."""
+    seeds = sum(result["name"] == name for result in results)
+    return f"{name} ({seeds} seed{'s' * (seeds > 1)})"
 
 
 def draw_rule(line: Callable) -> None:

@@ -195,8 +195,8 @@ def test_the_seeds_figure_shows_each_seed_the_mean_and_the_floor():
 def test_figures_show_what_there_is():
     few = [run(f"memory{n}-random", AFTER, changes={"memory": n, "selection": "random"}) for n in (10, 60)]
     results = [*RESULTS, run("finetune", AFTER), *few]
-    dots = plots.retention_dots(results)
-    assert [label.get_text() for label in dots.axes[0].get_yticklabels()] == ["replay", "finetune"]
+    labels = plots.retention_dots([*results, run("finetune", AFTER, seed=1)]).axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == ["replay (1 seed)", "finetune (2 seeds)"]
     curves = plots.memory_curves(results)
     assert curves.axes[1].lines[0].get_xdata().tolist() == [0, 10, 60, 240]
     assert curves.axes[1].lines[0].get_ydata().tolist() == pytest.approx([0.76] * 4)
