@@ -218,7 +218,7 @@ def retention_dots(results: list[dict]) -> Figure:
 
 
 def seeds_label(results: list[dict], name: str) -> str:
-    """The name of a kind of run, and of how many seeds it is the mean."""
+    """The name of a kind of run, and with how many seeds it was run."""
     seeds = sum(result["name"] == name for result in results)
     return f"{name} ({seeds} seed{'s' * (seeds > 1)})"
 
