@@ -2,7 +2,7 @@
 
 import sys
 
-from mtl_utils.commands import evaluate_command
+from mtl_utils.cli.evaluate import evaluate_command
 
 if __name__ == "__main__":
     sys.exit(evaluate_command())

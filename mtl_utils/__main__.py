@@ -2,7 +2,7 @@
 
 import sys
 
-from mtl_utils.commands import main
+from mtl_utils.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,11 +6,6 @@ A sample is (image, target): image is a tv_tensors.Image, (3, H, W) uint8 RGB in
     cls: {"label": () int64}
 """
 
-import hashlib
-import json
-import os
-from collections import Counter
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,78 +18,12 @@ from torchvision.transforms.v2 import functional as TF
 from tqdm.auto import tqdm
 
 from mtl_utils import layout
-from mtl_utils.settings import FOLDERS, IGNORE, IMAGENETTE_NAMES, PROJECT, TASKS, VOC_CLASSES, UserError, user_path
-from mtl_utils.synthetic import write_synthetic
+from mtl_utils.files import UserError
+from mtl_utils.layout import read_coco
+from mtl_utils.tasks import FOLDERS, IGNORE, VOC_CLASSES, Classes
 
 BROKEN = (OSError, SyntaxError, ValueError)  # what PIL raises on damaged pictures
 Sample = tuple[tv_tensors.Image, dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Root:
-    """The folder that holds the mini sets and how it was chosen."""
-
-    path: Path
-    chosen_by: str  # "--data-root", "MTL_DATA_ROOT", "data/" or "synthetic"
-
-    def __str__(self) -> str:
-        if self.chosen_by == "synthetic":
-            return "synthetic mini sets, rendered by code"
-        return f"mini sets in {self.path.name!r} (chosen by {self.chosen_by})"
-
-
-def find_root(given: str | Path | None = None, tasks: tuple[str, ...] = TASKS) -> Root:
-    """The data root: `given`, else MTL_DATA_ROOT, else data/ if it holds the sets, else the synthetic sets.
-
-    Raises UserError when the folder that was asked for holds none of the sets of `tasks`.
-    """
-    rendered = PROJECT / "data" / "synthetic"
-    for value, chosen_by in ((given, "--data-root"), (os.environ.get("MTL_DATA_ROOT"), "MTL_DATA_ROOT")):
-        if value:
-            path = user_path(value)
-            if not any(layout.has_set(path, task) for task in tasks):
-                sets = ", ".join(FOLDERS[task] for task in tasks)
-                raise UserError(f"{value} (from {chosen_by}) holds none of {sets}: name the folder that they lie in.")
-            return Root(path, "synthetic" if path == rendered else chosen_by)
-    present = [FOLDERS[task] for task in TASKS if layout.has_set(PROJECT / "data", task)]
-    if len(present) == len(TASKS):
-        return Root(PROJECT / "data", "data/")
-    if present:
-        raise UserError(f"data/ holds only {', '.join(present)}: complete it (`python -m mtl_utils data fetch`).")
-    write_synthetic(rendered)
-    return Root(rendered, "synthetic")
-
-
-@dataclass(frozen=True)
-class Classes:
-    """The classes that a model is built for, in the order of its output channels."""
-
-    det: tuple[str, ...]  # category names
-    det_ids: tuple[int, ...]  # their COCO category ids
-    cls: tuple[str, ...]  # folder names
-    seg: tuple[str, ...] = VOC_CLASSES
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "Classes":
-        """The inverse of as_dict."""
-        return cls(**{name: tuple(value) for name, value in values.items()})
-
-    def as_dict(self) -> dict:
-        """Plain lists, as they are stored in checkpoints."""
-        return {name: list(value) for name, value in asdict(self).items()}
-
-    def names(self, task: str) -> list[str]:
-        """Names to print, one a class."""
-        return [IMAGENETTE_NAMES.get(name, name) for name in getattr(self, task)]
-
-
-def read_coco(path: Path) -> dict:
-    """The contents of a COCO JSON. Raises UserError when it is not one."""
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-        return {key: contents[key] for key in ("images", "annotations", "categories")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a COCO JSON ({error!r}): restore it from its source.") from error
 
 
 def find_classes(root: Path, split: str = "train") -> Classes:
@@ -225,23 +154,8 @@ ENTRIES = {"seg": seg_entries, "det": det_entries, "cls": cls_entries}
 READERS = {"seg": read_seg, "det": read_det, "cls": read_cls}
 
 
-def class_counts(dataset: MiniSet) -> Counter:
-    """How often each class index stands in a set: images that show it (seg), boxes (det), images (cls)."""
-    counts = Counter()
-    for _, target in dataset.samples:
-        counts.update(classes_of(dataset.task, target))
-    return counts
-
-
 def classes_of(task: str, target: dict[str, Tensor]) -> list[int]:
     """The class indices of one target: present ones without background (seg), one a box (det), the label (cls)."""
     if task == "seg":
         return [c for c in target["mask"].unique().tolist() if c not in (0, IGNORE)]
     return target["labels"].tolist() if task == "det" else [int(target["label"])]
-
-
-def fingerprint(root: Path) -> str:
-    """A short hash of the names and sizes of all files of the three sets: two roots with other data differ in it."""
-    files = sorted(p for task in TASKS for p in (root / FOLDERS[task]).rglob("[!.]*") if p.is_file())
-    text = "\n".join(f"{p.relative_to(root).as_posix()} {p.stat().st_size}" for p in files)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -20,11 +20,12 @@ from torchvision.ops import box_convert, box_iou
 from tqdm.auto import tqdm
 
 from mtl_utils import layout
-from mtl_utils.data import MiniSet, read_coco
+from mtl_utils.data import MiniSet
 from mtl_utils.detection import decode
+from mtl_utils.layout import read_coco
 from mtl_utils.model import Outputs, resize
-from mtl_utils.settings import IGNORE, METRIC_NAMES, VOC_CLASSES
-from mtl_utils.transforms import Letterbox, collate, plain
+from mtl_utils.tasks import IGNORE, METRIC_NAMES, VOC_CLASSES
+from mtl_utils.transforms import Letterbox, collate, eval_transform
 
 EVAL_BATCH = 10  # images in one forward: a sixth of a val set
 SHOWN = 0.3  # detections below this score are not drawn (they do count in mAP)
@@ -63,7 +64,7 @@ def predict(model: nn.Module, task: str, images: list[tv_tensors.Image], size: i
     """What the model says about images (each (3, H, W) uint8) for one task, in their own pixels."""
     model.eval()
     device = next(model.parameters()).device
-    batch, _ = collate([(image, {"label": torch.tensor(0)}) for image in images], plain(task, size), "cls")
+    batch, _ = collate([(image, {"label": torch.tensor(0)}) for image in images], eval_transform(task, size), "cls")
     return READERS[task](model(batch.to(device)), images, size)
 
 

@@ -7,11 +7,13 @@ The loaders, `data check` and `data fetch` all ask here.  A folder or file that 
     imagenette_160/{train,val}/CLASS/NAME.JPEG
 """
 
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
-from mtl_utils.settings import FOLDERS, UserError
+from mtl_utils.files import UserError
+from mtl_utils.tasks import FOLDERS
 
 JPEG = (".jpg", ".jpeg")
 PHOTO = (*JPEG, ".png")  # what a class folder may hold; a PNG beside a VOC photograph is its mask
@@ -102,3 +104,12 @@ def _missing(path: Path, what: str) -> UserError:
         f"The {what} {path} is missing or unreadable: run `python -m mtl_utils data check ROOT` to see all that is "
         "missing, or choose another root with --data-root."
     )
+
+
+def read_coco(path: Path) -> dict:
+    """The contents of a COCO JSON. Raises UserError when it is not one."""
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+        return {key: contents[key] for key in ("images", "annotations", "categories")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a COCO JSON ({error!r}): restore it from its source.") from error

@@ -5,9 +5,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
-from mtl_utils.detection import NEAREST, assign, cell_centres, decode_boxes, flatten, inside
+from mtl_utils.detection import (
+    MIN_POSITIVE_CELLS,
+    assign_targets,
+    cell_centres,
+    centers_in_boxes,
+    decode_boxes,
+    flatten,
+)
 from mtl_utils.model import Outputs
-from mtl_utils.settings import IGNORE
+from mtl_utils.tasks import IGNORE, VOC_CLASSES
 
 BOX_WEIGHT = 5.0  # of the box loss beside confidence and class, as in YOLO-style detectors with IoU losses
 SMOOTHING = 0.1  # label smoothing of classification (Szegedy et al. 2016, section 7)
@@ -65,7 +72,7 @@ def detection_loss(outputs: Outputs, targets: list[dict[str, Tensor]]) -> Tensor
     centres = cell_centres(*outputs.detection.shape[-2:], device=cells.device)
     parts = [_image_loss(c, centres, t) for c, t in zip(cells, targets, strict=True)]
     objects = max(sum(n for _, n in parts), 1)
-    return sum(loss for loss, _ in parts) / (NEAREST * objects)
+    return sum(loss for loss, _ in parts) / (MIN_POSITIVE_CELLS * objects)
 
 
 def _image_loss(cells: Tensor, centres: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, int]:
@@ -73,13 +80,13 @@ def _image_loss(cells: Tensor, centres: Tensor, target: dict[str, Tensor]) -> tu
     crowd = target["crowd"]
     boxes, labels = target["boxes"][~crowd], target["labels"][~crowd]
     quality, weight = torch.zeros_like(cells[:, 4]), torch.ones_like(cells[:, 4])
-    counts = ~inside(centres, target["boxes"][crowd])
+    counts = ~centers_in_boxes(centres, target["boxes"][crowd])
     loss = cells.sum() * 0
     if len(boxes):
-        positive, owner = assign(boxes, centres)
-        share = weight[positive] = NEAREST / owner.bincount(minlength=len(boxes))[owner].float()
+        positive, owner = assign_targets(boxes, centres)
+        share = weight[positive] = MIN_POSITIVE_CELLS / owner.bincount(minlength=len(boxes))[owner].float()
         guess = decode_boxes(cells[positive], centres[positive])
-        quality[positive] = paired_iou(guess.detach(), boxes[owner])
+        quality[positive] = elementwise_iou(guess.detach(), boxes[owner])
         counts[positive] = True
         box = generalized_box_iou_loss(guess, boxes[owner])
         name = F.cross_entropy(cells[positive, 5:], labels[owner], reduction="none")
@@ -87,7 +94,7 @@ def _image_loss(cells: Tensor, centres: Tensor, target: dict[str, Tensor]) -> tu
     return loss + (weight * quality_focal_loss(cells[:, 4], quality))[counts].sum(), len(boxes)
 
 
-def paired_iou(a: Tensor, b: Tensor) -> Tensor:
+def elementwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of boxes (N, 4) with boxes (N, 4), one by one: (N,)."""
     return box_iou(a, b).diagonal()
 
@@ -101,3 +108,11 @@ def quality_focal_loss(logits: Tensor, quality: Tensor) -> Tensor:
 def classification_loss(outputs: Outputs, labels: Tensor) -> Tensor:
     """Cross-entropy of (B, C) logits with labels (B,), smoothed."""
     return F.cross_entropy(outputs.classification, labels, label_smoothing=SMOOTHING)
+
+
+def pixel_counts(masks: list[Tensor]) -> Tensor:
+    """Pixels (21,) of each class, border left out."""
+    counts = torch.zeros(IGNORE + 1, dtype=torch.int64)
+    for mask in masks:
+        counts += torch.bincount(mask.as_subclass(Tensor).flatten().long(), minlength=IGNORE + 1)
+    return counts[: len(VOC_CLASSES)]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mtl_utils.settings import VOC_CLASSES
+from mtl_utils.tasks import VOC_CLASSES
 
 STRIDE = 8  # one cell of the output map stands for 8 x 8 input pixels
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
@@ -214,21 +214,21 @@ class UnifiedHead(nn.Sequential):
         nn.init.constant_(last.bias[4:5], torch.logit(torch.tensor(CONFIDENCE_PRIOR)).item())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self[2](self.hidden(x))
+        return self[2](self.head_features(x))
 
-    def hidden(self, x: Tensor) -> Tensor:
+    def head_features(self, x: Tensor) -> Tensor:
         """What the last layer reads: (B, inp + width, h, w)."""
         return torch.cat([x, self[1](self[0](x))], dim=1)
 
     @torch.no_grad()
-    def share_classes(self, shared: dict[int, int]) -> None:
+    def copy_segmentation_classes(self, shared: dict[int, int]) -> None:
         """Let detection's class channels start as copies of segmentation's: {detection class: segmentation class}."""
         last, (det, _, _) = self[-1], self.split
         for ours, theirs in shared.items():
             last.weight[5 + ours], last.bias[5 + ours] = last.weight[det + theirs], last.bias[det + theirs]
 
     @torch.no_grad()
-    def know_classes(self, classifier: nn.Linear, known: dict[int, int]) -> None:
+    def init_from_classifier(self, classifier: nn.Linear, known: dict[int, int]) -> None:
         """Let classification's channels start from a classifier of the hidden features: {our class: its class}.
 
         The logits of an image are the mean over its cells, so that a linear classifier of mean features fits as it is.
@@ -245,18 +245,18 @@ class UnifiedModel(nn.Module):
     def __init__(self, widths: str, num_det: int, num_cls: int):
         super().__init__()
         self.widths = widths
-        self.pretrained = False  # whether the trunk holds ImageNet weights; it then learns more slowly
+        self.has_imagenet_trunk = False  # whether the trunk holds ImageNet weights; it then learns more slowly
         self.backbone = FastSCNN(WIDTHS[widths])
         self.head = UnifiedHead(WIDTHS[widths].fuse, WIDTHS[widths].head, num_det, len(VOC_CLASSES), num_cls)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Outputs:
-        return self.outputs(self.hidden(images))
+        return self.outputs(self.head_features(images))
 
-    def hidden(self, images: Tensor) -> Tensor:
+    def head_features(self, images: Tensor) -> Tensor:
         """What the head's last layer reads: (B, fuse + head, h, w) from images as forward takes them."""
-        return self.head.hidden(self.features(images))
+        return self.head.head_features(self.features(images))
 
     def outputs(self, hidden: Tensor) -> Outputs:
         """What the head's last layer makes of it."""
@@ -281,33 +281,6 @@ def fold_batchnorm(module: nn.Module) -> None:
     for block in module.modules():
         if isinstance(block, ConvNorm):
             block.fold()
-
-
-def load_weights(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load a state dict into a new model or a part of it, folding first what was folded when it was saved.
-
-    Raises RuntimeError (from load_state_dict) when names or shapes differ.
-    """
-    for name, block in model.named_modules():
-        if isinstance(block, ConvNorm) and f"{name}.1.running_mean" not in state:
-            block.fold()
-    model.load_state_dict(state)
-
-
-def load_imagenet(trunk: Trunk, state: dict[str, Tensor]) -> list[tuple[str, str]]:
-    """Copy torchvision's MobileNetV2 weights into the trunk, layer by layer, and fold their BatchNorm.
-
-    Both networks hold the same tensors in the same order, so they are paired by order and checked by shape.
-    Returns the pairs (name there, name here). Raises ValueError when the layers do not match.
-    """
-    theirs = {k: v for k, v in state.items() if k.startswith("features.") and not k.endswith("num_batches_tracked")}
-    mine = {k: v for k, v in trunk.state_dict().items() if not k.endswith("num_batches_tracked")}
-    if [v.shape for v in theirs.values()] != [v.shape for v in mine.values()]:
-        raise ValueError("the weights are not those of torchvision's mobilenet_v2 or the widths are not mobilenetv2")
-    pairs = list(zip(theirs, mine, strict=True))
-    trunk.load_state_dict({ours: theirs[name].float() for name, ours in pairs}, strict=False)
-    fold_batchnorm(trunk)
-    return pairs
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -9,8 +9,11 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from mtl_utils.data import MiniSet, Sample, classes_of
-from mtl_utils.objects import mask_objects
-from mtl_utils.settings import MAX_DRAW, UserError
+from mtl_utils.detection import mask_objects
+from mtl_utils.files import UserError
+from mtl_utils.model import UnifiedModel
+from mtl_utils.settings import MAX_REPLAY_PER_TASK
+from mtl_utils.transforms import collate, eval_transform
 
 TV_TYPES = {"image": tv_tensors.Image, "mask": tv_tensors.Mask}
 
@@ -21,10 +24,10 @@ class ReplayBuffer:
     def __init__(self, capacity: int):
         self.capacity = capacity
         self.samples: dict[str, list[Sample]] = {}
-        self.outputs: dict[str, Tensor] = {}  # maps (N, C, h, w) float16 of the samples, for DER++
+        self.stored_logits: dict[str, Tensor] = {}  # maps (N, C, h, w) float16 of the samples, for DER++
         self.fisher: dict[str, Tensor] = {}  # strength by weight's name, summed over the tasks, for EWC
 
-    def fill(
+    def store(
         self,
         dataset: MiniSet,
         generator: torch.Generator,
@@ -33,21 +36,25 @@ class ReplayBuffer:
     ) -> None:
         """Keep a choice of a task's training set; herding goes by the images' features (N, D)."""
         if self.capacity > 0:
-            chosen = choose(selection, dataset, self.capacity, generator, features)
+            chosen = select_exemplars(selection, dataset, self.capacity, generator, features)
             self.samples[dataset.task] = [with_objects(*dataset[i], dataset.classes.det) for i in chosen]
 
-    def draw(self, task: str, count: int, generator: torch.Generator) -> list[Sample]:
+    def sample(self, task: str, count: int, generator: torch.Generator) -> list[Sample]:
         """`count` random samples of a task for one training step, without repetition where enough are stored."""
-        assert count <= MAX_DRAW, f"{count} replayed images of a task in one step; the assignment allows {MAX_DRAW}"
-        return [self.samples[task][i] for i in self.pick(task, count, generator)]
+        assert count <= MAX_REPLAY_PER_TASK, (
+            f"{count} replayed images of a task in one step; the assignment allows {MAX_REPLAY_PER_TASK}"
+        )
+        return [self.samples[task][i] for i in self.sample_indices(task, count, generator)]
 
-    def draw_outputs(self, task: str, count: int, generator: torch.Generator) -> tuple[list[Sample], Tensor]:
+    def sample_with_logits(self, task: str, count: int, generator: torch.Generator) -> tuple[list[Sample], Tensor]:
         """As `draw`, with the stored maps (count, C, h, w) of the samples."""
-        assert count <= MAX_DRAW, f"{count} replayed images of a task in one step; the assignment allows {MAX_DRAW}"
-        picks = self.pick(task, count, generator)
-        return [self.samples[task][i] for i in picks], self.outputs[task][picks]
+        assert count <= MAX_REPLAY_PER_TASK, (
+            f"{count} replayed images of a task in one step; the assignment allows {MAX_REPLAY_PER_TASK}"
+        )
+        picks = self.sample_indices(task, count, generator)
+        return [self.samples[task][i] for i in picks], self.stored_logits[task][picks]
 
-    def pick(self, task: str, count: int, generator: torch.Generator) -> list[int]:
+    def sample_indices(self, task: str, count: int, generator: torch.Generator) -> list[int]:
         """Random indices of a task's samples, without repetition where enough are stored."""
         stored, picks = len(self.samples[task]), set()
         while len(picks) < min(count, stored):
@@ -57,29 +64,34 @@ class ReplayBuffer:
     def state_dict(self) -> dict:
         """Plain tensors, as they are stored in checkpoints."""
         samples = {task: [pack(*sample) for sample in stored] for task, stored in self.samples.items()}
-        return {"capacity": self.capacity, "samples": samples, "outputs": self.outputs, "fisher": self.fisher}
+        return {
+            "capacity": self.capacity,
+            "samples": samples,
+            "stored_logits": self.stored_logits,
+            "fisher": self.fisher,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """The inverse of state_dict."""
         self.capacity = state["capacity"]
         self.samples = {task: [unpack(s) for s in stored] for task, stored in state["samples"].items()}
-        self.outputs, self.fisher = dict(state["outputs"]), dict(state["fisher"])
+        self.stored_logits, self.fisher = dict(state["stored_logits"]), dict(state["fisher"])
 
 
-def choose(
+def select_exemplars(
     selection: str, dataset: MiniSet, count: int, generator: torch.Generator, features: Tensor | None = None
 ) -> list[int]:
     """`count` indices of a set by "balanced", "random" or "herding" selection. Raises UserError for another word."""
     if selection == "balanced":
-        return balanced_choice(dataset, count, generator)
+        return class_balanced(dataset, count, generator)
     if selection == "random":
         return torch.randperm(len(dataset), generator=generator)[:count].tolist()
     if selection == "herding":
-        return herding_choice(features, count)
-    raise UserError(f"Settings.selection is {selection!r}: choose balanced, random or herding.")
+        return herding(features, count)
+    raise UserError(f"Settings.exemplar_selection is {selection!r}: choose balanced, random or herding.")
 
 
-def herding_choice(features: Tensor, count: int) -> list[int]:
+def herding(features: Tensor, count: int) -> list[int]:
     """Indices whose mean feature stays nearest to the mean of all (N, D), one after another.
 
     M. Welling, "Herding dynamical weights to learn", ICML 2009, as in S.-A. Rebuffi et al., "iCaRL", CVPR 2017.
@@ -94,7 +106,7 @@ def herding_choice(features: Tensor, count: int) -> list[int]:
     return chosen
 
 
-def balanced_choice(dataset: MiniSet, count: int, generator: torch.Generator) -> list[int]:
+def class_balanced(dataset: MiniSet, count: int, generator: torch.Generator) -> list[int]:
     """`count` indices of a set: again and again, an image of the class that is chosen least so far.
 
     Images come in random order; classes without an image left are passed over.
@@ -131,3 +143,11 @@ def unpack(packed: dict[str, Tensor]) -> Sample:
         size = tuple(sample["image"].shape[-2:])
         sample["boxes"] = tv_tensors.BoundingBoxes(sample["boxes"], format="XYXY", canvas_size=size)
     return sample.pop("image"), sample
+
+
+@torch.inference_mode()
+def collect_head_features(model: UnifiedModel, samples: list[Sample], task: str, size: int, device: str) -> Tensor:
+    """Hidden features (N, width, h, w) of samples as evaluation shows them, at `size` pixels."""
+    view = eval_transform(task, size)
+    batches = ([sample] for sample in samples)
+    return torch.cat([model.head_features(collate(b, view, task)[0].to(device)).cpu() for b in batches])

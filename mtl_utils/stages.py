@@ -1,121 +1,23 @@
-"""A run: its folder, its data, and the three stages that hand their results on through files.
+"""The three stages: each starts from the one before, trains, evaluates and hands its results on through files."""
 
-Files of a run, for N = 1, 2, 3:
-    stageN_TASK.pt          the stage's best model, for use: weights, settings, classes, metrics (a few MB)
-    stageN_TASK.state.pt    everything to continue: model, average, optimiser, schedule, replay buffer, chance
-    stageN_TASK.json        settings, history and metrics, rewritten after every epoch
-    metrics.json            the results of all finished stages
-"""
-
-import json
-import os
+import math
 import time
 from collections.abc import Callable
-from functools import cache, cached_property
-from pathlib import Path
 
 import torch
 
-from mtl_utils import checkpoint, pretrained, report
-from mtl_utils.data import Classes, MiniSet, Root, find_classes, find_root, fingerprint
+from mtl_utils import checkpoint, files, forgetting, weights
 from mtl_utils.evaluation import evaluate
-from mtl_utils.memory import remember
-from mtl_utils.model import UnifiedModel, count_parameters, load_weights
-from mtl_utils.objects import shared_classes
-from mtl_utils.remedies import make_remedies
-from mtl_utils.replay import ReplayBuffer
-from mtl_utils.settings import (
-    METRIC_NAMES,
-    PROJECT,
-    RESULTS,
-    TASK_NAMES,
-    TASKS,
-    WEIGHTS,
-    Settings,
-    UserError,
-    get_settings,
-)
-from mtl_utils.training import Trainer, finish_stage, train
-
-
-class Run:
-    """One run of the three stages in a folder of its own, with given settings on given data."""
-
-    def __init__(self, settings: Settings | None = None, folder: str | Path | None = None, root: Root | None = None):
-        self.settings = settings or get_settings()
-        self.root = root or find_root()
-        kind = "synthetic" if self.root.chosen_by == "synthetic" else "real"
-        runs = Path(os.environ.get("MTL_RUNS", PROJECT / "runs"))
-        self.folder = Path(folder or os.environ.get("MTL_RUN") or runs / f"{self.settings.profile}-{kind}")
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.data = cache(lambda task, split: MiniSet(task, self.root.path, split, self.classes))
-
-    def __str__(self) -> str:
-        return f"profile {self.settings.profile}, {self.root}, on {self.device}, files in {self.folder.name}/"
-
-    @cached_property
-    def classes(self) -> Classes:
-        """The class lists of the data."""
-        return find_classes(self.root.path)
-
-    def path(self, task: str, ending: str = ".pt") -> Path:
-        """One of the files of a stage."""
-        return self.folder / f"stage{TASKS.index(task) + 1}_{TASK_NAMES[task]}{ending}"
-
-    @cached_property
-    def key(self) -> dict:
-        """What a finished stage must agree in to be taken over: settings, data and starting weights."""
-        start = pretrained.label(self.settings.widths)
-        return {"settings": self.settings.as_dict(), "data": fingerprint(self.root.path), "start": start}
-
-    def result(self, task: str) -> dict | None:
-        """The JSON of a stage, or None: history, and metrics once it is finished.
-
-        Raises UserError when it is damaged or was made with another key: finished work is never overwritten.
-        """
-        path = self.path(task, ".json")
-        if not path.exists():
-            return None
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            other = [name for name in self.key if found["key"][name] != self.key[name]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged: delete it and run the stage again.") from error
-        if other:
-            what = {"settings": "settings", "data": "data", "start": "starting weights"}[other[0]]
-            raise UserError(f"{path} was made with other {what}: name another folder (--name or MTL_RUN) or delete it.")
-        return found
-
-    def finished(self, task: str) -> bool:
-        """Whether a stage is done, so that it is loaded instead of trained."""
-        return all(self.path(task, e).exists() for e in (".pt", ".state.pt")) and "metrics" in (self.result(task) or {})
-
-    @property
-    def begun(self) -> bool:
-        """Whether any stage has finished an epoch."""
-        return any(self.path(task, ".json").exists() for task in TASKS)
-
-    def model(self, task: str) -> UnifiedModel:
-        """The best model of a finished stage."""
-        return load_model(self.path(task))[0].to(self.device)
-
-
-def load_model(path: Path) -> tuple[UnifiedModel, dict]:
-    """A trained model in eval mode and the checkpoint it came from. Raises UserError when the file is none."""
-    content = checkpoint.load(path)
-    try:
-        model = build(Settings(widths=content["settings"]["widths"]), Classes.from_dict(content["classes"]))
-        load_weights(model, content["model"])
-        model.pretrained = content["start"] != pretrained.NOTHING
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} holds no model that this version can build: take one that it has trained.") from error
-    return model.eval().to(memory_format=torch.channels_last), content
-
-
-def build(settings: Settings, classes: Classes) -> UnifiedModel:
-    """A new model for the classes, with random weights that the seed decides."""
-    torch.manual_seed(settings.seed)
-    return UnifiedModel(settings.widths, num_det=len(classes.det), num_cls=len(classes.cls))
+from mtl_utils.files import UserError
+from mtl_utils.model import UnifiedModel, count_parameters, fold_batchnorm
+from mtl_utils.remedies.build import make_remedies
+from mtl_utils.remedies.ewc import task_fisher
+from mtl_utils.replay import ReplayBuffer, collect_head_features
+from mtl_utils.run import Run, build, load_model
+from mtl_utils.settings import Settings
+from mtl_utils.tasks import METRIC_NAMES, TASK_NAMES, TASKS, shared_classes
+from mtl_utils.training import Trainer, train
+from mtl_utils.weights import load_weights
 
 
 def run_stage(run: Run, task: str, after_epoch: Callable[[Trainer], None] | None = None) -> dict:
@@ -131,8 +33,8 @@ def run_stage(run: Run, task: str, after_epoch: Callable[[Trainer], None] | None
             print(f"{name} is missing (notebook {TASKS.index(earlier) + 3:02d} makes it): training it first.")
             run_stage(run, earlier)
     trainer = make_trainer(run, task)
-    train(trainer, lambda t: (record(run, t), after_epoch and after_epoch(t)))
-    return conclude(run, trainer)
+    train(trainer, lambda t: (save_epoch(run, t), after_epoch and after_epoch(t)))
+    return finish_stage(run, trainer)
 
 
 def open_results(run: Run) -> tuple[dict, dict[str, UnifiedModel]]:
@@ -140,12 +42,14 @@ def open_results(run: Run) -> tuple[dict, dict[str, UnifiedModel]]:
 
     While nothing of the run is there, it is the committed run that is shown: its metrics and its final model.
     """
-    if not run.begun and WEIGHTS.exists():
+    if not run.has_started and files.COMMITTED_WEIGHTS.exists():
         print(f"{run.folder.name}/ holds no stage yet: what follows is the run that came with the project")
-        return report.read_metrics(RESULTS), {"cls": load_model(WEIGHTS)[0].to(run.device)}
+        return forgetting.read_metrics(files.COMMITTED_METRICS), {
+            "cls": load_model(files.COMMITTED_WEIGHTS)[0].to(run.device)
+        }
     for task in TASKS:
         run_stage(run, task)
-    return report.read_metrics(run.folder / "metrics.json"), {task: run.model(task) for task in TASKS}
+    return forgetting.read_metrics(run.folder / "metrics.json"), {task: run.model(task) for task in TASKS}
 
 
 def predecessors(settings: Settings, task: str) -> list[str]:
@@ -155,7 +59,7 @@ def predecessors(settings: Settings, task: str) -> list[str]:
 
 def make_trainer(run: Run, task: str) -> Trainer:
     """A trainer at the beginning of a stage, or where the stage was stopped."""
-    model, buffer = beginning(run, task)
+    model, buffer = initial_state(run, task)
     remedies = make_remedies(run.settings, model, task, buffer.fisher)
     trainer = Trainer(model, run.data(task, "train"), buffer, run.settings, run.device, remedies)
     if run.result(task) and run.path(task, ".state.pt").exists():
@@ -166,23 +70,23 @@ def make_trainer(run: Run, task: str) -> Trainer:
     return trainer
 
 
-def beginning(run: Run, task: str) -> tuple[UnifiedModel, ReplayBuffer]:
+def initial_state(run: Run, task: str) -> tuple[UnifiedModel, ReplayBuffer]:
     """The model and the replay buffer that a stage starts with: those of the stage before, or new ones."""
-    buffer = ReplayBuffer(run.settings.memory)
+    buffer = ReplayBuffer(run.settings.buffer_size)
     if before := predecessors(run.settings, task):
         model, _ = load_model(run.path(before[-1]))
         buffer.load_state_dict(checkpoint.load(run.path(before[-1], ".state.pt"))["buffer"])
         if task == "det" and "seg" in before:
-            model.head.share_classes(shared_classes(run.classes.det))
+            model.head.copy_segmentation_classes(shared_classes(run.classes.det))
         return model, buffer
     model = build(run.settings, run.classes)
-    pretrained.start(model, run.classes.cls)
+    weights.load_starting_weights(model, run.classes.cls)
     for other in run.settings.earlier(task):  # joint training: everything is at hand from the beginning
-        buffer.fill(run.data(other, "train"), torch.Generator().manual_seed(run.settings.seed))
+        buffer.store(run.data(other, "train"), torch.Generator().manual_seed(run.settings.seed))
     return model, buffer
 
 
-def record(run: Run, trainer: Trainer) -> None:
+def save_epoch(run: Run, trainer: Trainer) -> None:
     """After an epoch: evaluate when it is time, then put state and history on the disk.
 
     Raises UserError where another process, say a second notebook, has trained this stage as far in the meantime.
@@ -194,7 +98,7 @@ def record(run: Run, trainer: Trainer) -> None:
     if last or len(trainer.history) % every == 0:
         trainer.history[-1]["val"] = {task: m[METRIC_NAMES[task]] for task, m in evaluate_all(run, trainer).items()}
     checkpoint.save(run.path(trainer.task, ".state.pt"), trainer.state_dict())
-    checkpoint.write_json(run.path(trainer.task, ".json"), {"key": run.key, "history": trainer.history})
+    files.write_json(run.path(trainer.task, ".json"), {"key": run.key, "history": trainer.history})
 
 
 def evaluate_all(run: Run, trainer: Trainer) -> dict[str, dict]:
@@ -205,15 +109,15 @@ def evaluate_all(run: Run, trainer: Trainer) -> dict[str, dict]:
 def evaluate_tasks(run: Run, model: torch.nn.Module, task: str) -> dict[str, dict]:
     """Metrics of a model on val for the task of a stage and all before it."""
     learned = [*run.settings.earlier(task), task]
-    return {t: evaluate(model, run.data(t, "val"), run.settings.test_size[t]) for t in learned}
+    return {t: evaluate(model, run.data(t, "val"), run.settings.eval_size[t]) for t in learned}
 
 
-def conclude(run: Run, trainer: Trainer) -> dict:
+def finish_stage(run: Run, trainer: Trainer) -> dict:
     """After the last epoch: evaluate the best model, fill the buffer, save both, and report the stage."""
     task, model = trainer.task, best_model(run, trainer)
     metrics = evaluate_tasks(run, model, task)
     if task != run.settings.tasks[-1]:
-        remember(trainer, model)
+        store_exemplars(trainer, model)
     result = {
         "key": run.key,
         "history": trainer.history,
@@ -221,12 +125,16 @@ def conclude(run: Run, trainer: Trainer) -> dict:
         "minutes": sum(entry["seconds"] for entry in trainer.history) / 60,
         "metrics": metrics,
     }
-    common = {"classes": run.classes.as_dict(), "settings": run.settings.as_dict(), "start": run.key["start"]}
+    common = {
+        "classes": run.classes.as_dict(),
+        "settings": run.settings.as_dict(),
+        "initial_weights": run.key["initial_weights"],
+    }
     scores = {t: m[METRIC_NAMES[t]] for t, m in metrics.items()}
     checkpoint.save(run.path(task, ".state.pt"), trainer.state_dict())
     weights = checkpoint.halved(model.state_dict())
     checkpoint.save(run.path(task), common | {"model": weights, "stage": task, "val": scores})
-    checkpoint.write_json(run.path(task, ".json"), result)
+    files.write_json(run.path(task, ".json"), result)
     write_metrics(run)
     return result
 
@@ -235,7 +143,7 @@ def best_model(run: Run, trainer: Trainer) -> UnifiedModel:
     """The model that a stage hands on, as it will be read from its file: rounded to half precision."""
     model = build(run.settings, run.classes)
     load_weights(model, trainer.best["model"])
-    load_weights(model, checkpoint.halved(finish_stage(model, run.settings).state_dict()))
+    load_weights(model, checkpoint.halved(finalize_model(model, run.settings).state_dict()))
     return model.to(run.device, memory_format=torch.channels_last)
 
 
@@ -249,4 +157,49 @@ def write_metrics(run: Run) -> None:
         "written": time.strftime("%Y-%m-%d"),
     }
     stages = {task: {k: v for k, v in result.items() if k != "key"} for task, result in done.items()}
-    checkpoint.write_json(run.folder / "metrics.json", about | {"classes": run.classes.as_dict(), "stages": stages})
+    files.write_json(run.folder / "metrics.json", about | {"classes": run.classes.as_dict(), "stages": stages})
+
+
+def store_exemplars(trainer: Trainer, model: UnifiedModel) -> None:
+    """Fill the replay buffer from a finished stage; `model` is what the stage hands on."""
+    settings, task, buffer = trainer.settings, trainer.task, trainer.buffer
+    features = None
+    if settings.exemplar_selection == "herding":
+        size = settings.train_size[task]
+        features = collect_head_features(model, trainer.dataset.samples, task, size, trainer.device).mean((2, 3))
+    buffer.store(trainer.dataset, torch.Generator().manual_seed(settings.seed), settings.exemplar_selection, features)
+    if settings.derpp_weight and task in buffer.samples:
+        with torch.inference_mode():
+            hidden = collect_head_features(
+                model, buffer.samples[task], task, settings.train_size[task], trainer.device
+            ).to(trainer.device)
+            buffer.stored_logits[task] = model.head[-1](hidden).half().cpu()
+    if settings.ewc_weight:
+        for name, value in task_fisher(trainer, model).items():
+            buffer.fisher[name] = buffer.fisher.get(name, 0) + value.cpu()
+
+
+def finalize_model(model: UnifiedModel, settings: Settings) -> UnifiedModel:
+    """What is done to a model when a stage is over: BatchNorm is folded away, so that no later stage can shift it."""
+    if settings.fold_batchnorm:
+        fold_batchnorm(model)
+    return model.eval()
+
+
+MAX_LOSS_RATIO = (
+    0.93  # part of its first training loss that a task's last may be: an epoch without learning differs by less
+)
+MIN_FLOOR_RATIO = 1.25  # times its floor that a task must score after its stage
+
+
+def assert_learned(result: dict, task: str) -> None:
+    """Assert of a finished stage what a broken one would miss, in any profile: a sentence says what is missing."""
+    first, last = (result["history"][i]["loss"] for i in (0, -1))
+    for earlier in TASKS[: TASKS.index(task)]:
+        assert last.get(earlier, 0) > 0, (
+            f"{earlier} was not replayed: see Settings.replay_per_task and Settings.replay_weight"
+        )
+    assert last[task] < MAX_LOSS_RATIO * first[task], f"{task}: the training loss did not fall, so nothing was learned"
+    assert task != "cls" or last[task] < math.log(10), "cls: the training loss is no better than guessing among ten"
+    for name, values in result["metrics"].items():
+        assert values[METRIC_NAMES[name]] > MIN_FLOOR_RATIO * values["floor"], f"{name} scores no better than its floor"

@@ -1,4 +1,8 @@
-"""The one training loop that all three stages use."""
+"""Remedies against forgetting beside replay: each is an extra loss, weighted by one setting; they can be combined.
+
+A trainer asks every remedy after each forward (`on_batch`) and once a step (`on_step`). None of them changes
+the network or the tasks' own losses.
+"""
 
 import math
 import time
@@ -12,12 +16,26 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from mtl_utils.data import MiniSet
-from mtl_utils.losses import class_weights, classification_loss, detection_loss, segmentation_loss
-from mtl_utils.model import UnifiedModel, fold_batchnorm
-from mtl_utils.remedies import Remedy
+from mtl_utils.files import UserError
+from mtl_utils.losses import class_weights, classification_loss, detection_loss, pixel_counts, segmentation_loss
+from mtl_utils.model import UnifiedModel
 from mtl_utils.replay import ReplayBuffer
-from mtl_utils.settings import IGNORE, TASK_NAMES, TASKS, VOC_CLASSES, Settings, UserError
-from mtl_utils.transforms import calm, collate, heavy
+from mtl_utils.settings import Settings
+from mtl_utils.tasks import TASK_NAMES, TASKS
+from mtl_utils.transforms import collate, strong_augmentation, to_device, weak_augmentation
+
+
+class Remedy:
+    """An extra loss against forgetting; 0 where it has nothing to say."""
+
+    def batch_loss(self, trainer, task: str, images: Tensor, hidden: Tensor) -> Tensor | float:
+        """After a forward of a task's images (B, 3, H, W), new or replayed; hidden features (B, width, h, w)."""
+        return 0.0
+
+    def step_loss(self, trainer) -> Tensor | float:
+        """Once a step, whatever its batches are."""
+        return 0.0
+
 
 Batch = tuple[Tensor, list | Tensor]
 
@@ -41,17 +59,17 @@ class Trainer:
     ):
         self.task, self.dataset, self.buffer = dataset.task, dataset, buffer
         self.settings, self.device, self.remedies = settings, device, remedies
-        self.earlier = [t for t in settings.earlier(self.task) if settings.draw and t in buffer.samples]
+        self.earlier = [t for t in settings.earlier(self.task) if settings.replay_per_task and t in buffer.samples]
         self.model = model.to(device, memory_format=torch.channels_last)
-        self.ema = AveragedModel(self.model, avg_fn=partial(warm_average, settings.ema), use_buffers=True)
+        self.ema = AveragedModel(self.model, avg_fn=partial(ema_update, settings.ema_decay), use_buffers=True)
         seed = 10 * settings.seed + TASKS.index(self.task)
         torch.manual_seed(seed)  # augmentation
         self.generator = torch.Generator().manual_seed(seed)  # order of images, replay
-        self.steps = max(1, len(dataset) // settings.batch[self.task])
+        self.steps = max(1, len(dataset) // settings.batch_size[self.task])
         groups = parameter_groups(model, settings, self.task)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
         total = self.steps * settings.epochs[self.task]
-        shape = partial(warmup_cosine, total=total, warmup=settings.warmup)
+        shape = partial(warmup_cosine, total=total, warmup=settings.warmup_fraction)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, shape)
         self.scaler = torch.amp.GradScaler(enabled=device == "cuda")
         self.losses = make_losses(dataset, buffer, device)
@@ -64,15 +82,15 @@ class Trainer:
         return len(self.history) >= self.settings.epochs[self.task]
 
     @property
-    def calm_now(self) -> bool:
+    def weak_now(self) -> bool:
         """Whether the running epoch is one of the last, without heavy augmentation; at least one is."""
         epochs = self.settings.epochs[self.task]
-        return len(self.history) >= epochs - max(1, round(self.settings.calm * epochs))
+        return len(self.history) >= epochs - max(1, round(self.settings.weak_augmentation * epochs))
 
     def epoch(self, bar: tqdm | None = None) -> dict:
         """Train for one pass over the task's images; returns and keeps the epoch's entry of the history."""
         started, sums = time.perf_counter(), dict.fromkeys([*self.earlier, self.task], 0.0)
-        calm_now = self.calm_now
+        calm_now = self.weak_now
         self.model.train()
         for images, targets in self.loader():
             for task, loss in self.step({self.task: (images, targets)} | self.replay()).items():
@@ -94,22 +112,22 @@ class Trainer:
         for task, (images, targets) in batches.items():
             images = images.to(self.device)
             with mixed_precision(self.device):
-                hidden = self.model.hidden(images)
+                hidden = self.model.head_features(images)
                 outputs = self.model.outputs(hidden)
             weight = 1.0 if task == self.task else self.settings.replay_weight
             targets = to_device(targets, self.device)
             loss = self.losses[task](outputs, targets)
             values[task] = weight * loss.item()
-            if task == "seg" and self.settings.mask_boxes and self.task != "seg":
+            if task == "seg" and self.settings.boxes_from_masks and self.task != "seg":
                 loss = loss + self.losses["det"](outputs, targets)  # the same forward teaches both
-            loss = loss + self.against_forgetting("on_batch", task, images, hidden)
+            loss = loss + self.remedy_loss("batch_loss", task, images, hidden)
             if not math.isfinite(values[task]):
                 raise UserError(f"The {task} loss became {values[task]} in {self.title()}: lower Settings.lr.")
             self.scaler.scale(weight * loss).backward()
-        if isinstance(extra := self.against_forgetting("on_step"), Tensor):
+        if isinstance(extra := self.remedy_loss("step_loss"), Tensor):
             self.scaler.scale(extra).backward()
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
         if norm.isfinite():  # a rare gradient in half precision is not: it would spoil every weight
             self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -117,24 +135,26 @@ class Trainer:
         self.ema.update_parameters(self.model)
         return values
 
-    def against_forgetting(self, when: str, *about) -> Tensor | float:
+    def remedy_loss(self, when: str, *about) -> Tensor | float:
         """The sum of what the remedies add to the loss, after a batch or once a step (see remedies.Remedy)."""
         with mixed_precision(self.device):
             return sum((getattr(remedy, when)(self, *about) for remedy in self.remedies), start=0.0)
 
     def replay(self) -> dict[str, Batch]:
         """A batch of stored samples of each earlier task, augmented like new ones; DER++ takes half of them itself."""
-        count = self.settings.draw - (self.settings.draw // 2 if self.settings.der else 0)
-        drawn = {task: self.buffer.draw(task, count, self.generator) for task in self.earlier}
+        count = self.settings.replay_per_task - (
+            self.settings.replay_per_task // 2 if self.settings.derpp_weight else 0
+        )
+        drawn = {task: self.buffer.sample(task, count, self.generator) for task in self.earlier}
         return {task: collate(samples, self.transform(task), task) for task, samples in drawn.items()}
 
     def transform(self, task: str) -> nn.Module:
         """Heavy augmentation, and the calm one in the last epochs."""
-        return (calm if self.calm_now else heavy)(task, self.settings.size[task])
+        return (weak_augmentation if self.weak_now else strong_augmentation)(task, self.settings.train_size[task])
 
     def loader(self) -> DataLoader:
         """The task's training images in random order; what does not fill the last batch waits for the next epoch."""
-        batch = min(self.settings.batch[self.task], len(self.dataset))
+        batch = min(self.settings.batch_size[self.task], len(self.dataset))
         join = partial(collate, transform=self.transform(self.task), task=self.task)
         order = {"shuffle": True, "drop_last": True, "generator": self.generator}
         return DataLoader(self.dataset, batch, collate_fn=join, **order)
@@ -173,14 +193,14 @@ def train(trainer: Trainer, after_epoch: Callable[[Trainer], None]) -> None:
 
 def parameter_groups(model: UnifiedModel, settings: Settings, task: str) -> list[dict]:
     """Trunk and all the rest; a trunk with ImageNet weights learns more slowly or rests, one from nothing faster."""
-    if model.pretrained and settings.freeze:
+    if model.has_imagenet_trunk and settings.freeze_stem:
         model.backbone.trunk.freeze_early()
-    if model.pretrained and settings.rest and settings.earlier(task) and not settings.joint:
+    if model.has_imagenet_trunk and settings.freeze_trunk and settings.earlier(task) and not settings.joint:
         model.backbone.trunk.requires_grad_(False)
     trunk = [p for p in model.backbone.trunk.parameters() if p.requires_grad]
     rest = [*model.backbone.pooling.parameters(), *model.backbone.fusion.parameters(), *model.head.parameters()]
-    lr = settings.lr[task] * (1.0 if model.pretrained else settings.scratch_lr)
-    factor = settings.trunk_lr if model.pretrained else 1.0
+    lr = settings.lr[task] * (1.0 if model.has_imagenet_trunk else settings.scratch_lr_factor)
+    factor = settings.trunk_lr_factor if model.has_imagenet_trunk else 1.0
     return [{"params": trunk, "lr": lr * factor}, {"params": rest, "lr": lr}]
 
 
@@ -192,7 +212,7 @@ def warmup_cosine(step: int, total: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
 
-def warm_average(decay: float, average: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+def ema_update(decay: float, average: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
     """Exponential moving average whose memory grows with the number of steps, up to `decay`."""
     keep = min(decay, (1 + int(count)) / (10 + int(count)))
     return average + (new - average) * (1 - keep)
@@ -206,31 +226,9 @@ def make_losses(dataset: MiniSet, buffer: ReplayBuffer, device: str) -> dict[str
     return {"seg": seg, "det": detection_loss, "cls": classification_loss}
 
 
-def pixel_counts(masks: list[Tensor]) -> Tensor:
-    """Pixels (21,) of each class, border left out."""
-    counts = torch.zeros(IGNORE + 1, dtype=torch.int64)
-    for mask in masks:
-        counts += torch.bincount(mask.as_subclass(Tensor).flatten().long(), minlength=IGNORE + 1)
-    return counts[: len(VOC_CLASSES)]
-
-
 def mixed_precision(device: str) -> torch.autocast:
     """Half precision where the machine has instructions for it: float16 on a GPU, bfloat16 on a CPU."""
     if device == "cuda":
         return torch.autocast(device, torch.float16)
     has_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # torch has no public question for it
     return torch.autocast(device, torch.bfloat16, enabled=has_bfloat16())
-
-
-def to_device(targets: list | Tensor, device: str) -> list | Tensor:
-    """Targets of any task on a device."""
-    if isinstance(targets, Tensor):
-        return targets.to(device)
-    return [{k: v.to(device) for k, v in target.items()} for target in targets]
-
-
-def finish_stage(model: UnifiedModel, settings: Settings) -> UnifiedModel:
-    """What is done to a model when a stage is over: BatchNorm is folded away, so that no later stage can shift it."""
-    if settings.fold:
-        fold_batchnorm(model)
-    return model.eval()

@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from mtl_utils.data import Sample
-from mtl_utils.settings import IGNORE
+from mtl_utils.tasks import IGNORE
 
 GREY = (124, 116, 104)  # ImageNet's mean colour: padding in evaluation becomes 0 after normalisation
 SCALES = {"seg": (0.5, 2.0), "det": (0.6, 1.6)}  # scale jitter against the size that makes the image just fit
@@ -85,7 +85,7 @@ def _apply(function, target: dict[str, Tensor], *args, **kwargs) -> dict[str, Te
     return {k: function(v, *args, **kwargs) if isinstance(v, moved) else v for k, v in target.items()}
 
 
-def heavy(task: str, size: int) -> v2.Transform:
+def strong_augmentation(task: str, size: int) -> v2.Transform:
     """The training transform: flips, colour, and a random crop (cls) or scale jitter and a random window (seg, det)."""
     common = [v2.RandomHorizontalFlip(), v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)]
     if task == "cls":
@@ -98,16 +98,16 @@ def _per_box(inputs) -> tuple[Tensor, Tensor]:
     return inputs[1]["labels"], inputs[1]["crowd"]
 
 
-def plain(task: str, size: int) -> v2.Transform:
+def eval_transform(task: str, size: int) -> v2.Transform:
     """The evaluation transform, without chance: whole image letterboxed (seg, det) or centre crop (cls)."""
     if task == "cls":
         return v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
     return Letterbox(size)
 
 
-def calm(task: str, size: int) -> v2.Transform:
+def weak_augmentation(task: str, size: int) -> v2.Transform:
     """The transform of the last epochs: the evaluation's, and flips."""
-    return v2.Compose([v2.RandomHorizontalFlip(), plain(task, size)])
+    return v2.Compose([v2.RandomHorizontalFlip(), eval_transform(task, size)])
 
 
 def collate(samples: list[Sample], transform: v2.Transform, task: str) -> tuple[Tensor, list | Tensor]:
@@ -121,3 +121,10 @@ def collate(samples: list[Sample], transform: v2.Transform, task: str) -> tuple[
     if task == "cls":
         return batch, torch.stack([t["label"] for t in targets])
     return batch, [{k: v.as_subclass(Tensor) for k, v in t.items()} for t in targets]
+
+
+def to_device(targets: list | Tensor, device: str) -> list | Tensor:
+    """Targets of any task on a device."""
+    if isinstance(targets, Tensor):
+        return targets.to(device)
+    return [{k: v.to(device) for k, v in target.items()} for target in targets]

@@ -12,7 +12,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that plain `pytest` finds mtl_utils
 
-from mtl_utils.settings import FOLDERS, IMAGENETTE_NAMES
+from mtl_utils.tasks import FOLDERS, IMAGENETTE_NAMES
 
 COUNTS = {"train": 6, "val": 4}  # images of segmentation and detection; classification has one for each class
 SIZES = ((96, 64), (64, 96), (80, 80), (72, 90), (90, 66), (64, 64))  # width, height
@@ -22,7 +22,7 @@ PALETTE = np.random.default_rng(0).integers(0, 256, (256, 3), dtype=np.uint8)  #
 
 
 @pytest.fixture(autouse=True)
-def same_chance():
+def fixed_seed():
     """Every test starts from the same random state, whichever tests run before it."""
     torch.manual_seed(0)
     np.random.seed(0)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from mtl_utils.data import Classes, MiniSet
+from mtl_utils.data import MiniSet
 from mtl_utils.model import Outputs
+from mtl_utils.tasks import Classes
 
 CLASSES = Classes(det=("cat", "dog", "tv"), det_ids=(7, 42, 90), cls=("n1", "n2", "n3"))
 

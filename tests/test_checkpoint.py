@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtl_utils import checkpoint
-from mtl_utils.settings import UserError
+from mtl_utils import checkpoint, files
+from mtl_utils.files import UserError
 
 CONTENT = {"weights": {"a": torch.arange(6.0).reshape(2, 3)}, "epoch": 3, "name": "seg", "scores": [0.5, None]}
 
@@ -43,6 +43,14 @@ def test_saving_leaves_one_file(path):
 # ---------------------------------------------------------------- whole or not there
 
 
+def test_everything_is_written_before_the_disk_is_asked_to_sync(path, monkeypatch):
+    """What still waits in Python's own buffer would not reach the disk before the file gets its name."""
+    sizes = []
+    monkeypatch.setattr(files.os, "fsync", lambda number: sizes.append(os.fstat(number).st_size))
+    files.write_json(path, {"epoch": 3})
+    assert path.stat().st_size > 0 and sizes == [path.stat().st_size]
+
+
 def write_half(content: object, file) -> None:
     file.write(b"half of a checkpoint")
     disk_full()
@@ -52,7 +60,7 @@ def write_half(content: object, file) -> None:
 def test_a_full_disk_leaves_the_old_file(path, monkeypatch, where, replacement):
     checkpoint.save(path, {"epoch": 1})
     with monkeypatch.context() as patch:
-        patch.setattr(f"mtl_utils.checkpoint.{where}", replacement)
+        patch.setattr(where, replacement)
         with pytest.raises(UserError, match="No space left") as error:
             checkpoint.save(path, {"epoch": 2})
     assert_one_sentence_about(error, path)
@@ -186,23 +194,23 @@ def test_another_version_is_a_user_error(path, content):
 
 
 def test_json_is_written_whole_and_readable(path):
-    checkpoint.write_json(path, {"mIoU": 0.5, "name": "Übung → ✅", "none": None})
+    files.write_json(path, {"mIoU": 0.5, "name": "Übung → ✅", "none": None})
     assert json.loads(path.read_text(encoding="utf-8")) == {"mIoU": 0.5, "name": "Übung → ✅", "none": None}
     assert "→ ✅" in path.read_text(encoding="utf-8")
 
 
 def test_json_with_nan_is_refused_and_the_old_file_stays(path):
-    checkpoint.write_json(path, {"mIoU": 0.5})
+    files.write_json(path, {"mIoU": 0.5})
     with pytest.raises(ValueError):
-        checkpoint.write_json(path, {"mIoU": float("nan")})
+        files.write_json(path, {"mIoU": float("nan")})
     assert json.loads(path.read_text()) == {"mIoU": 0.5}
 
 
 def test_json_on_a_full_disk_leaves_the_old_file(path, monkeypatch):
-    checkpoint.write_json(path, {"epoch": 1})
-    monkeypatch.setattr("mtl_utils.checkpoint.os.fsync", disk_full)
+    files.write_json(path, {"epoch": 1})
+    monkeypatch.setattr("mtl_utils.files.os.fsync", disk_full)
     with pytest.raises(UserError) as error:
-        checkpoint.write_json(path, {"epoch": 2})
+        files.write_json(path, {"epoch": 2})
     assert_one_sentence_about(error, path)
     assert json.loads(path.read_text()) == {"epoch": 1}
     assert os.listdir(path.parent) == [path.name]

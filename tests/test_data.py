@@ -9,20 +9,13 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from mtl_utils import data
-from mtl_utils.data import (
-    Classes,
-    MiniSet,
-    class_counts,
-    classes_of,
-    find_classes,
-    find_root,
-    fingerprint,
-    read_det,
-    read_image,
-    read_mask,
-)
-from mtl_utils.settings import FOLDERS, IGNORE, IMAGENETTE_NAMES, SPLITS, TASKS, UserError
+from mtl_utils import files
+from mtl_utils.data import MiniSet, classes_of, find_classes, read_det, read_image, read_mask
+from mtl_utils.files import UserError
+from mtl_utils.plots.datasets import class_counts
+from mtl_utils.prepare import root as root_module
+from mtl_utils.prepare.root import find_root, fingerprint
+from mtl_utils.tasks import FOLDERS, IGNORE, IMAGENETTE_NAMES, SPLITS, TASKS, Classes
 
 
 def load(root: Path, task: str, split: str = "train") -> MiniSet:
@@ -366,8 +359,8 @@ def test_an_empty_split_is_a_user_error(own_root, task):
 def project(tmp_path, monkeypatch) -> Path:
     """A project folder without data, and a synthetic set that is only noted down."""
     monkeypatch.delenv("MTL_DATA_ROOT", raising=False)
-    monkeypatch.setattr(data, "PROJECT", tmp_path / "project")
-    monkeypatch.setattr(data, "write_synthetic", lambda root: root.mkdir(parents=True))
+    monkeypatch.setattr(files, "PROJECT", tmp_path / "project")
+    monkeypatch.setattr(root_module, "write_synthetic", lambda root: root.mkdir(parents=True))
     return tmp_path / "project"
 
 
@@ -389,6 +382,14 @@ def test_then_the_data_folder(project, tiny_root):
     root = find_root()
     assert (root.path, root.chosen_by) == (project / "data", "data/")
     assert not (project / "data" / "synthetic").exists()
+
+
+def test_a_data_folder_with_some_of_the_sets_is_never_replaced_by_the_synthetic_ones(project, tiny_root):
+    shutil.copytree(tiny_root, project / "data")
+    shutil.rmtree(project / "data" / FOLDERS["cls"])
+    with pytest.raises(UserError, match="holds only mini_voc_seg, mini_coco_det"):
+        find_root()
+    assert not (project / "data" / "synthetic").exists(), "nothing is rendered"
 
 
 def test_then_the_synthetic_sets(project):
@@ -430,6 +431,13 @@ def test_fingerprint_is_that_of_the_data_and_not_of_the_place(tiny_root, own_roo
     assert fingerprint(tiny_root) == fingerprint(own_root)
     (own_root / "notes.txt").write_text("beside the sets")
     assert fingerprint(tiny_root) == fingerprint(own_root)
+
+
+def test_hidden_files_leave_the_fingerprint(tiny_root, own_root):
+    """A file manager may write them into any folder at any time."""
+    for folder in (own_root / FOLDERS["seg"], own_root / FOLDERS["cls"] / "train"):
+        (folder / ".DS_Store").write_text("of a Mac")
+    assert fingerprint(own_root) == fingerprint(tiny_root)
 
 
 def add(root: Path) -> None:

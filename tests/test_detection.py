@@ -7,14 +7,14 @@ from torchvision.ops import box_iou
 
 from mtl_utils.detection import (
     MAX_DETECTIONS,
-    assign,
+    assign_targets,
+    box_voting,
     cell_centres,
+    centers_in_boxes,
     decode,
     decode_boxes,
     encode,
     encode_boxes,
-    inside,
-    vote,
 )
 from mtl_utils.evaluation import detection_metrics, read_detections
 
@@ -23,7 +23,7 @@ SURE = 20.0  # a logit whose sigmoid is 1
 
 def owners(boxes: torch.Tensor, height: int = 12, width: int = 12) -> list[int]:
     """Which object each cell of a map learns, -1 for none."""
-    cells, found = assign(boxes, cell_centres(height, width))
+    cells, found = assign_targets(boxes, cell_centres(height, width))
     result = [-1] * (height * width)
     for cell, owner in zip(cells.tolist(), found.tolist(), strict=True):
         result[cell] = owner
@@ -131,19 +131,19 @@ def test_a_map_of_fewer_cells_than_nine_is_no_problem():
 
 
 def test_without_objects_no_cell_is_assigned():
-    cells, found = assign(torch.zeros(0, 4), cell_centres(3, 3))
+    cells, found = assign_targets(torch.zeros(0, 4), cell_centres(3, 3))
     assert len(cells) == len(found) == 0
 
 
 def test_inside_agrees_with_brute_force():
     boxes, centres = random_boxes(5, 96), cell_centres(12, 12)
     expected = [any(x1 <= x <= x2 and y1 <= y <= y2 for x1, y1, x2, y2 in boxes.tolist()) for x, y in centres.tolist()]
-    assert inside(centres, boxes).tolist() == expected
+    assert centers_in_boxes(centres, boxes).tolist() == expected
     assert 0 < sum(expected) < 144
 
 
 def test_nothing_is_inside_of_no_boxes():
-    assert not inside(cell_centres(4, 4), torch.zeros(0, 4)).any()
+    assert not centers_in_boxes(cell_centres(4, 4), torch.zeros(0, 4)).any()
 
 
 # ---------------------------------------------------------------- reading detections off a map
@@ -167,7 +167,7 @@ def test_of_two_detections_of_one_object_the_surer_gives_the_score_and_both_the_
 
 def test_voting_agrees_with_brute_force():
     boxes, weights = random_boxes(40, 96), torch.rand(5, 40)
-    for n, voted in enumerate(vote(boxes[:5], boxes, weights)):
+    for n, voted in enumerate(box_voting(boxes[:5], boxes, weights)):
         overlaps = [box_iou(boxes[n : n + 1], b[None]).item() for b in boxes]
         voters = [k for k in range(40) if overlaps[k] > 0.3]
         total = sum(weights[n, k] for k in voters)
@@ -178,7 +178,7 @@ def test_voting_agrees_with_brute_force():
 
 def test_without_any_weight_a_box_stays():
     boxes = random_boxes(3, 96)
-    assert torch.equal(vote(boxes, boxes, torch.zeros(3, 3)), boxes)
+    assert torch.equal(box_voting(boxes, boxes, torch.zeros(3, 3)), boxes)
 
 
 def test_objects_of_different_classes_may_overlap():

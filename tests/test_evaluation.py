@@ -24,8 +24,8 @@ from mtl_utils.evaluation import (
     segmentation_metrics,
 )
 from mtl_utils.model import Outputs, UnifiedModel
-from mtl_utils.settings import IGNORE, VOC_CLASSES
-from mtl_utils.transforms import collate, plain
+from mtl_utils.tasks import IGNORE, VOC_CLASSES
+from mtl_utils.transforms import collate, eval_transform
 
 TRUTH = torch.tensor([[0, 0, 1], [1, 255, 2]], dtype=torch.uint8)
 GUESS = torch.tensor([[0, 1, 1], [1, 0, 0]], dtype=torch.uint8)
@@ -228,6 +228,17 @@ def test_annotation_ids_that_start_at_zero_change_nothing(tmp_path):
     assert detection_metrics(dataset, [found])["mAP@50"] == pytest.approx(1.0)
 
 
+def test_annotations_need_neither_area_nor_crowd_flag(tmp_path):
+    dataset = det_set(tmp_path, [objects([[0, 0, 20, 20]], [0])])
+    path = next(tmp_path.rglob("*.json"))
+    contents = json.loads(path.read_text())
+    for annotation in contents["annotations"]:
+        del annotation["area"], annotation["iscrowd"]
+    path.write_text(json.dumps(contents))
+    found = {"boxes": torch.tensor([[0.0, 0, 20, 20]]), "scores": torch.tensor([0.9]), "labels": torch.tensor([0])}
+    assert detection_metrics(dataset, [found])["mAP@50"] == pytest.approx(1.0)
+
+
 # ---------------------------------------------------------------- Top-1
 
 
@@ -252,7 +263,7 @@ def test_read_masks_undoes_the_letterbox(height, width):
     own = torch.zeros(height, width, dtype=torch.uint8)
     own[: height // 2, 4:], own[20:, :10] = 5, 11
     sample = (photo(height, width), {"mask": tv_tensors.Mask(own)})
-    _, targets = collate([sample], plain("seg", 96), "seg")
+    _, targets = collate([sample], eval_transform("seg", 96), "seg")
     masks = targets[0]["mask"].long()[None]
     masks[masks == IGNORE] = 20  # if any padding came back, it would show as this class
     logits = nn.functional.one_hot(masks, 21).permute(0, 3, 1, 2).float()
@@ -264,7 +275,7 @@ def test_read_masks_undoes_the_letterbox(height, width):
 @pytest.mark.parametrize(("height", "width"), SHAPES)
 def test_read_detections_undoes_the_letterbox(height, width):
     sample = photo(height, width), objects([[2, 4, 20, 30], [22, 6, 30, 12]], [1, 0], size=(height, width))
-    _, targets = collate([sample], plain("det", 96), "det")
+    _, targets = collate([sample], eval_transform("det", 96), "det")
     found = read_detections(outputs(detection=encode(targets[0], 3, 12, 12)[None]), [sample[0]], 96)[0]
     rows = sorted(zip(found["labels"][:2].tolist(), found["boxes"][:2].tolist(), strict=True))
     assert rows == [(0, pytest.approx([22, 6, 30, 12], abs=1e-3)), (1, pytest.approx([2, 4, 20, 30], abs=1e-3))]
@@ -321,7 +332,7 @@ class Oracle(Trivial):
 
     def __init__(self, dataset: MiniSet, size: int):
         super().__init__(10, 10, 0)
-        _, targets = collate(dataset.samples, plain("seg", size), "seg")
+        _, targets = collate(dataset.samples, eval_transform("seg", size), "seg")
         masks = torch.stack([target["mask"] for target in targets]).long()
         self.masks = iter(torch.where(masks == IGNORE, 0, masks))
 

@@ -5,18 +5,18 @@ import torch
 from helpers import det_set, objects, outputs, plain_tensors, random_boxes
 from torchvision.ops import box_iou
 
-from mtl_utils.detection import assign, cell_centres, decode, encode
+from mtl_utils.detection import assign_targets, cell_centres, decode, encode
 from mtl_utils.evaluation import detection_metrics
 from mtl_utils.losses import (
     class_weights,
     classification_loss,
     detection_loss,
+    elementwise_iou,
     lovasz_softmax,
-    paired_iou,
     quality_focal_loss,
     segmentation_loss,
 )
-from mtl_utils.settings import IGNORE
+from mtl_utils.tasks import IGNORE
 
 
 def log_softmax(row: list[float]) -> list[float]:
@@ -137,7 +137,7 @@ def loss_of(raw: torch.Tensor, *targets: dict) -> torch.Tensor:
 def test_a_perfect_map_costs_nothing_and_any_error_more():
     perfect = encode(TARGET, 3, 12, 12)[None]
     assert 0 <= loss_of(perfect, TARGET) < 1e-3
-    cells, _ = assign(TARGET["boxes"], cell_centres(12, 12))
+    cells, _ = assign_targets(TARGET["boxes"], cell_centres(12, 12))
     row, column = divmod(int(cells[0]), 12)
     for channel, change in ((0, 0.5), (1, -0.5), (2, 0.3), (3, 0.3), (4, -40.0), (5, -40.0)):
         wrong = perfect.clone()
@@ -202,12 +202,26 @@ def test_a_large_object_weighs_as_much_as_a_small_one():
     costs = []
     for box in ([0, 0, 96, 96], [40, 40, 56, 56]):
         target = plain_tensors(objects([box], [1]))
-        cells, _ = assign(target["boxes"], cell_centres(12, 12))
+        cells, _ = assign_targets(target["boxes"], cell_centres(12, 12))
         raw = encode(target, 3, 12, 12)[None]
         raw[:, 5:] = 0.0  # boxes and confidence are right, all classes are as likely
         costs.append(loss_of(raw, target).item())
         assert (len(cells) == 9) == (box[0] == 40)
     assert costs == pytest.approx([math.log(3)] * 2, rel=1e-3)
+
+
+def test_the_confidence_of_a_large_object_weighs_as_much_as_that_of_a_small_one():
+    """All is right but the confidence of .5 at an object's cells: .5² · ln 2, on 16 cells as on 9."""
+    costs, counts = [], []
+    for box in ([12, 12, 84, 84], [40, 40, 56, 56]):
+        target = plain_tensors(objects([box], [1]))
+        cells, _ = assign_targets(target["boxes"], cell_centres(12, 12))
+        raw = encode(target, 3, 12, 12)[None]
+        raw.flatten(2)[0, 4, cells] = 0.0
+        counts.append(len(cells))
+        costs.append(loss_of(raw, target).item())
+    assert counts == [16, 9]
+    assert costs == pytest.approx([0.25 * math.log(2)] * 2, rel=1e-4)
 
 
 def test_confidence_below_a_crowd_does_not_count():
@@ -232,7 +246,7 @@ def test_gradient_reaches_all_channels_of_positive_cells_and_only_confidence_els
     loss_of(raw, TARGET).backward()
     gradient = raw.grad[0].flatten(1).T
     positive = torch.zeros(144, dtype=torch.bool)
-    positive[assign(TARGET["boxes"], cell_centres(12, 12))[0]] = True
+    positive[assign_targets(TARGET["boxes"], cell_centres(12, 12))[0]] = True
     assert positive.sum() == 18
     assert (gradient[positive][:, :4].abs().sum(1) > 0).all(), "GIoU is flat along a side, never along all four"
     assert (gradient[positive][:, 4:] != 0).all()
@@ -253,8 +267,8 @@ def test_boxes_do_not_learn_from_the_confidence():
 def test_paired_iou_agrees_with_the_formula():
     a, b = random_boxes(50, 64), random_boxes(50, 64)
     expected = [overlap(x, y)[0] for x, y in zip(a.tolist(), b.tolist(), strict=True)]
-    assert paired_iou(a, b).tolist() == pytest.approx(expected, abs=1e-5)
-    assert len(paired_iou(a[:0], b[:0])) == 0
+    assert elementwise_iou(a, b).tolist() == pytest.approx(expected, abs=1e-5)
+    assert len(elementwise_iou(a[:0], b[:0])) == 0
 
 
 def test_quality_focal_loss_agrees_with_the_formula():

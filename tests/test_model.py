@@ -3,16 +3,8 @@ import torch
 from torch import nn
 from torchvision.models import mobilenet_v2
 
-from mtl_utils.model import (
-    CONFIDENCE_PRIOR,
-    WIDTHS,
-    FastSCNN,
-    UnifiedModel,
-    count_parameters,
-    fold_batchnorm,
-    load_imagenet,
-    load_weights,
-)
+from mtl_utils.model import CONFIDENCE_PRIOR, WIDTHS, FastSCNN, UnifiedModel, count_parameters, fold_batchnorm
+from mtl_utils.weights import load_imagenet, load_weights
 
 DET, SEG, CLS = 10, 21, 10
 
@@ -57,7 +49,7 @@ def test_head_has_three_convolutions_in_one_branch(model):
 
 def test_the_last_layer_reads_what_enters_the_head_and_what_its_convolutions_make_of_it(model):
     fused = torch.rand(2, model.head[0][0].in_channels, 8, 8)
-    hidden = model.head.hidden(fused)
+    hidden = model.head.head_features(fused)
     assert torch.equal(hidden[:, : fused.shape[1]], fused)
     assert torch.equal(hidden[:, fused.shape[1] :], model.head[1](model.head[0](fused)))
     assert torch.equal(model.head(fused), model.head[2](hidden))

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from mtl_utils.detection import VOC_BORDER, connected_components, mask_objects
 from mtl_utils.model import UnifiedModel
-from mtl_utils.objects import BORDER, mask_objects, pieces, shared_classes
-from mtl_utils.settings import IGNORE, VOC_CLASSES
+from mtl_utils.tasks import IGNORE, VOC_CLASSES, shared_classes
 
 DET = ("person", "motorcycle", "tv", "truck")
 
@@ -29,7 +29,7 @@ def test_each_object_of_a_shared_class_gets_a_box_that_reaches_into_its_border()
         mask(("person", (10, 10, 20, 30)), ("motorbike", (40, 20, 70, 40)), ("cow", (0, 0, 5, 5))), DET
     )
     assert rows(found) == {("person", 8, 8, 22, 32), ("motorcycle", 38, 18, 72, 42)}
-    assert BORDER == 2
+    assert VOC_BORDER == 2
 
 
 def test_boxes_end_at_the_image():
@@ -66,7 +66,7 @@ def test_detection_starts_with_what_segmentation_knows_of_the_shared_classes():
     model = UnifiedModel("paper", len(DET), 3).eval()
     torch.nn.init.normal_(model.head[2].bias)
     before = model.head[2].weight.clone()
-    model.head.share_classes(shared_classes(DET))
+    model.head.copy_segmentation_classes(shared_classes(DET))
     grid = model.head(model.features(torch.rand(1, 3, 64, 64)))[0]
     segmentation = grid[5 + len(DET) :]
     for ours, theirs in shared_classes(DET).items():
@@ -87,5 +87,5 @@ def test_pieces_agree_with_a_flood_fill():
             left -= near
             edge += near
         ys, xs = zip(*grown, strict=True)
-        boxes.add((min(xs) - BORDER, min(ys) - BORDER, max(xs) + 1 + BORDER, max(ys) + 1 + BORDER))
-    assert {tuple(box) for box, _ in pieces(shown)} == boxes
+        boxes.add((min(xs) - VOC_BORDER, min(ys) - VOC_BORDER, max(xs) + 1 + VOC_BORDER, max(ys) + 1 + VOC_BORDER))
+    assert {tuple(box) for box, _ in connected_components(shown)} == boxes

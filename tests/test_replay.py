@@ -8,11 +8,12 @@ from torchvision import tv_tensors
 
 from mtl_utils import checkpoint
 from mtl_utils.data import MiniSet, classes_of, find_classes
-from mtl_utils.replay import ReplayBuffer, balanced_choice, choose, pack, unpack
-from mtl_utils.settings import IGNORE, TASKS, UserError
+from mtl_utils.files import UserError
+from mtl_utils.replay import ReplayBuffer, class_balanced, pack, select_exemplars, unpack
+from mtl_utils.tasks import IGNORE, TASKS
 
 
-def chance(seed: int = 0) -> torch.Generator:
+def seeded_generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
@@ -41,7 +42,7 @@ def full_buffer(tiny_root) -> ReplayBuffer:
     """A buffer that all three tasks have filled."""
     buffer = ReplayBuffer(5)
     for task in TASKS:
-        buffer.fill(MiniSet(task, tiny_root, "train", find_classes(tiny_root)), chance())
+        buffer.store(MiniSet(task, tiny_root, "train", find_classes(tiny_root)), seeded_generator())
     return buffer
 
 
@@ -54,25 +55,25 @@ def test_capacity_is_kept_for_every_task(full_buffer):
 
 def test_a_set_smaller_than_the_capacity_is_kept_whole():
     buffer = ReplayBuffer(50)
-    buffer.fill(cls_set([0, 1, 2, 1]), chance())
+    buffer.store(cls_set([0, 1, 2, 1]), seeded_generator())
     assert sorted(int(t["label"]) for _, t in buffer.samples["cls"]) == [0, 1, 1, 2]
 
 
 def test_capacity_zero_keeps_nothing():
     buffer = ReplayBuffer(0)
-    buffer.fill(cls_set([0, 1]), chance())
+    buffer.store(cls_set([0, 1]), seeded_generator())
     assert buffer.samples == {}
 
 
 def test_no_image_is_chosen_twice():
-    chosen = balanced_choice(cls_set([0, 1, 2] * 10), 20, chance())
+    chosen = class_balanced(cls_set([0, 1, 2] * 10), 20, seeded_generator())
     assert len(chosen) == len(set(chosen)) == 20
 
 
 def test_stored_images_are_the_original_ones():
     dataset = cls_set([0, 1, 2])
     buffer = ReplayBuffer(3)
-    buffer.fill(dataset, chance())
+    buffer.store(dataset, seeded_generator())
     for image, target in buffer.samples["cls"]:
         original = next(i for i, t in dataset.samples if t["label"] == target["label"])
         assert image.dtype == torch.uint8 and torch.equal(image, original)
@@ -84,19 +85,19 @@ def test_stored_images_are_the_original_ones():
 @pytest.mark.parametrize("count", [10, 17, 30])
 def test_classes_of_images_are_stored_equally_often(count):
     dataset = cls_set(list(range(10)) * 6)
-    counts = count_classes(dataset, balanced_choice(dataset, count, chance()))
+    counts = count_classes(dataset, class_balanced(dataset, count, seeded_generator()))
     assert len(counts) == 10
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
 def test_a_frequent_class_does_not_crowd_out_the_others():
     dataset = cls_set([0] * 50 + [1] * 3 + [2] * 3 + [3] * 3)
-    assert set(count_classes(dataset, balanced_choice(dataset, 12, chance())).values()) == {3}
+    assert set(count_classes(dataset, class_balanced(dataset, 12, seeded_generator())).values()) == {3}
 
 
 def test_when_rare_classes_are_used_up_the_others_fill_the_rest():
     dataset = cls_set([0] * 50 + [1] * 2)
-    assert count_classes(dataset, balanced_choice(dataset, 12, chance())) == {0: 10, 1: 2}
+    assert count_classes(dataset, class_balanced(dataset, 12, seeded_generator())) == {0: 10, 1: 2}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -105,14 +106,14 @@ def test_every_class_of_masks_is_stored_where_there_is_room(seed):
     members = [{15} | ({c} if c != 15 else set()) for c in range(1, 21)]  # one image for each class, person in all
     members += [{15}] * 60
     dataset = seg_set([members[i] for i in torch.randperm(len(members))])
-    counts = count_classes(dataset, balanced_choice(dataset, 20, chance(seed)))
+    counts = count_classes(dataset, class_balanced(dataset, 20, seeded_generator(seed)))
     assert set(counts) == set(range(1, 21))
 
 
 def test_detection_images_are_balanced_by_what_they_show():
     targets = [objects([[0, 0, 8, 8]] * 3, [0, 0, 0])] * 20 + [objects([[0, 0, 8, 8]], [2])] * 3 + [objects([], [])] * 3
     dataset = ListSet("det", [(photo(8, 8), target) for target in targets])
-    chosen = balanced_choice(dataset, 9, chance())
+    chosen = class_balanced(dataset, 9, seeded_generator())
     assert count_classes(dataset, chosen) == {0: 3, 2: 3}, "and three images without objects"
 
 
@@ -121,42 +122,42 @@ def test_detection_images_are_balanced_by_what_they_show():
 
 def test_more_than_ten_images_of_a_task_in_a_step_are_refused():
     buffer = ReplayBuffer(20)
-    buffer.fill(cls_set([0, 1] * 10), chance())
-    assert len(buffer.draw("cls", 10, chance())) == 10
+    buffer.store(cls_set([0, 1] * 10), seeded_generator())
+    assert len(buffer.sample("cls", 10, seeded_generator())) == 10
     with pytest.raises(AssertionError, match="11 replayed images"):
-        buffer.draw("cls", 11, chance())
+        buffer.sample("cls", 11, seeded_generator())
 
 
 def test_a_draw_does_not_repeat_an_image():
     buffer = ReplayBuffer(6)
-    buffer.fill(cls_set(list(range(6))), chance())
-    generator = chance()
+    buffer.store(cls_set(list(range(6))), seeded_generator())
+    generator = seeded_generator()
     for _ in range(50):
-        labels = [int(t["label"]) for _, t in buffer.draw("cls", 4, generator)]
+        labels = [int(t["label"]) for _, t in buffer.sample("cls", 4, generator)]
         assert len(labels) == len(set(labels)) == 4
 
 
 def test_a_draw_of_more_than_is_stored_gives_all():
     buffer = ReplayBuffer(6)
-    buffer.fill(cls_set([0, 1, 2]), chance())
-    assert sorted(int(t["label"]) for _, t in buffer.draw("cls", 8, chance())) == [0, 1, 2]
+    buffer.store(cls_set([0, 1, 2]), seeded_generator())
+    assert sorted(int(t["label"]) for _, t in buffer.sample("cls", 8, seeded_generator())) == [0, 1, 2]
 
 
 def test_every_stored_image_is_drawn_equally_often():
     buffer = ReplayBuffer(6)
-    buffer.fill(cls_set(list(range(6))), chance())
-    generator = chance()
-    counts = Counter(int(t["label"]) for _ in range(3000) for _, t in buffer.draw("cls", 2, generator))
+    buffer.store(cls_set(list(range(6))), seeded_generator())
+    generator = seeded_generator()
+    counts = Counter(int(t["label"]) for _ in range(3000) for _, t in buffer.sample("cls", 2, generator))
     assert all(abs(counts[label] - 1000) < 130 for label in range(6)), "five standard deviations"
 
 
 def test_choice_and_draw_are_decided_by_the_generator():
     dataset = cls_set(list(range(5)) * 8)
-    assert balanced_choice(dataset, 10, chance(1)) == balanced_choice(dataset, 10, chance(1))
-    assert balanced_choice(dataset, 10, chance(1)) != balanced_choice(dataset, 10, chance(2))
+    assert class_balanced(dataset, 10, seeded_generator(1)) == class_balanced(dataset, 10, seeded_generator(1))
+    assert class_balanced(dataset, 10, seeded_generator(1)) != class_balanced(dataset, 10, seeded_generator(2))
     buffer = ReplayBuffer(40)
-    buffer.fill(dataset, chance())
-    first, second, other = (buffer.draw("cls", 6, chance(seed)) for seed in (3, 3, 4))
+    buffer.store(dataset, seeded_generator())
+    first, second, other = (buffer.sample("cls", 6, seeded_generator(seed)) for seed in (3, 3, 4))
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, second, strict=True))
     assert not all(torch.equal(a, b) for (a, _), (b, _) in zip(first, other, strict=True))
 
@@ -198,33 +199,33 @@ def test_unpack_undoes_pack_for_an_image_without_objects():
 def test_herding_by_hand():
     """Of three directions the middle one is nearest to their mean; of the outer two the first."""
     features = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 3.0]])
-    assert choose("herding", cls_set([0, 0, 0]), 3, chance(), features) == [2, 0, 1]
+    assert select_exemplars("herding", cls_set([0, 0, 0]), 3, seeded_generator(), features) == [2, 0, 1]
 
 
 def test_herding_keeps_the_mean_better_than_chance():
     features = torch.nn.functional.normalize(torch.randn(60, 8) + torch.randint(0, 2, (60, 1)) * 2, dim=1)
     far = lambda chosen: (features[chosen].mean(0) - features.mean(0)).norm().item()  # noqa: E731
-    chosen = choose("herding", cls_set([0] * 60), 10, chance(), features)
+    chosen = select_exemplars("herding", cls_set([0] * 60), 10, seeded_generator(), features)
     assert len(set(chosen)) == 10
     assert far(chosen) < min(far(torch.randperm(60)[:10].tolist()) for _ in range(50))
 
 
 def test_random_selection_repeats_nothing_and_follows_the_generator():
-    first, again = (choose("random", cls_set([0] * 9), 5, chance()) for _ in range(2))
+    first, again = (select_exemplars("random", cls_set([0] * 9), 5, seeded_generator()) for _ in range(2))
     assert first == again and len(set(first)) == 5
 
 
 def test_an_unknown_selection_is_named():
     with pytest.raises(UserError, match="'best': choose balanced, random or herding"):
-        choose("best", cls_set([0]), 1, chance())
+        select_exemplars("best", cls_set([0]), 1, seeded_generator())
 
 
 def test_stored_outputs_and_strengths_survive_the_checkpoint():
     buffer, other = ReplayBuffer(2), ReplayBuffer(2)
-    buffer.fill(cls_set([0, 1]), chance())
-    buffer.outputs["cls"], buffer.fisher["weight"] = torch.rand(2, 3, 4, 4), torch.rand(5)
+    buffer.store(cls_set([0, 1]), seeded_generator())
+    buffer.stored_logits["cls"], buffer.fisher["weight"] = torch.rand(2, 3, 4, 4), torch.rand(5)
     other.load_state_dict(buffer.state_dict())
-    samples, stored = other.draw_outputs("cls", 1, chance())
+    samples, stored = other.sample_with_logits("cls", 1, seeded_generator())
     index = next(i for i, (image, _) in enumerate(buffer.samples["cls"]) if torch.equal(image, samples[0][0]))
-    assert torch.equal(stored[0], buffer.outputs["cls"][index])
+    assert torch.equal(stored[0], buffer.stored_logits["cls"][index])
     assert torch.equal(other.fisher["weight"], buffer.fisher["weight"])

@@ -4,16 +4,20 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 
-from mtl_utils.settings import MAX_DRAW, PROFILES, TASKS, Settings, UserError, default_profile, get_settings
+from mtl_utils.files import UserError
+from mtl_utils.settings import MAX_REPLAY_PER_TASK, PROFILES, Settings, default_profile, get_settings
+from mtl_utils.tasks import TASKS
 
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_every_profile_is_within_the_rules(name):
     settings = PROFILES[name]
     assert settings.profile == name
-    assert 0 < settings.draw <= MAX_DRAW == 10
-    assert all(size % 32 == 0 for sizes in (settings.size, settings.test_size) for size in sizes.values())
-    assert all(set(getattr(settings, name)) == set(TASKS) for name in ("size", "test_size", "epochs", "batch", "lr"))
+    assert 0 < settings.replay_per_task <= MAX_REPLAY_PER_TASK == 10
+    assert all(size % 32 == 0 for sizes in (settings.train_size, settings.eval_size) for size in sizes.values())
+    assert all(
+        set(getattr(settings, name)) == set(TASKS) for name in ("train_size", "eval_size", "epochs", "batch_size", "lr")
+    )
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -23,8 +27,8 @@ def test_settings_survive_json(name):
 
 
 def test_single_values_are_replaced_and_the_profile_stays_as_it_is():
-    settings = get_settings("smoke", seed=7, draw=0)
-    assert (settings.seed, settings.draw, settings.size) == (7, 0, PROFILES["smoke"].size)
+    settings = get_settings("smoke", seed=7, replay_per_task=0)
+    assert (settings.seed, settings.replay_per_task, settings.train_size) == (7, 0, PROFILES["smoke"].train_size)
     assert PROFILES["smoke"].seed == 0
 
 

@@ -8,26 +8,30 @@ import pytest
 import torch
 from torch import nn
 
-from mtl_utils import pretrained, stages, training
-from mtl_utils.data import Root
+from mtl_utils import files, stages, training, weights
+from mtl_utils.files import UserError
+from mtl_utils.losses import class_weights
+from mtl_utils.prepare.root import Root
 from mtl_utils.replay import ReplayBuffer
-from mtl_utils.settings import MAX_DRAW, PROFILES, TASKS, UserError
-from mtl_utils.stages import Run, load_model, run_stage
+from mtl_utils.run import Run, load_model
+from mtl_utils.settings import MAX_REPLAY_PER_TASK, PROFILES
+from mtl_utils.stages import run_stage
+from mtl_utils.tasks import TASKS
 
 SETTINGS = replace(
     PROFILES["smoke"],
     widths="paper",
-    size=dict(seg=64, det=64, cls=32),
+    train_size=dict(seg=64, det=64, cls=32),
     epochs=dict(seg=3, det=2, cls=2),
-    batch=dict(seg=2, det=2, cls=2),
-    memory=4,
-    draw=2,
+    batch_size=dict(seg=2, det=2, cls=2),
+    buffer_size=4,
+    replay_per_task=2,
 )
 
 
 @pytest.fixture(autouse=True)
 def without_imagenet_weights(monkeypatch):
-    monkeypatch.setenv(pretrained.VARIABLE, pretrained.NOTHING)
+    monkeypatch.setenv(weights.VARIABLE, weights.NOTHING)
 
 
 def make_run(tiny_root, folder, **changes):
@@ -43,7 +47,7 @@ def straight(tiny_root, tmp_path_factory):
     return run
 
 
-def weights(run, task):
+def stage_weights(run, task):
     return load_model(run.path(task))[0].state_dict()
 
 
@@ -55,6 +59,31 @@ def stop_after(epoch):
     return hook
 
 
+def seg_buffer(run):
+    """A replay buffer that holds images of segmentation."""
+    buffer = ReplayBuffer(4)
+    buffer.store(run.data("seg", "train"), torch.Generator().manual_seed(0))
+    return buffer
+
+
+def trainer_of(run, task, buffer=None, **changes):
+    """A trainer of a task from the weights after stage 1, with other settings where they are named."""
+    model = load_model(run.path("seg"))[0]
+    return training.Trainer(
+        model, run.data(task, "train"), buffer or ReplayBuffer(0), replace(SETTINGS, **changes), "cpu"
+    )
+
+
+def first_batch(trainer):
+    """The first new images of an epoch, as `step` takes them."""
+    return {trainer.task: next(iter(trainer.loader()))}
+
+
+def parameters(model):
+    """Copies of all parameters by name."""
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
 def test_interrupted_run_ends_with_the_same_weights(straight, tiny_root, tmp_path):
     run = make_run(tiny_root, tmp_path)
     for task in TASKS:
@@ -62,8 +91,8 @@ def test_interrupted_run_ends_with_the_same_weights(straight, tiny_root, tmp_pat
             run_stage(run, task, stop_after(1))
         torch.rand(3)  # whatever chance was used in between must not matter
         run_stage(make_run(tiny_root, tmp_path), task)
-        for name, value in weights(straight, task).items():
-            assert torch.equal(value, weights(run, task)[name]), f"{task}: {name} differs"
+        for name, value in stage_weights(straight, task).items():
+            assert torch.equal(value, stage_weights(run, task)[name]), f"{task}: {name} differs"
 
 
 def test_interruption_within_an_epoch_costs_that_epoch_only(straight, tiny_root, tmp_path, monkeypatch):
@@ -80,7 +109,7 @@ def test_interruption_within_an_epoch_costs_that_epoch_only(straight, tiny_root,
         run_stage(run, "seg")
     assert len(run.result("seg")["history"]) == 1
     run_stage(run, "seg")
-    assert all(torch.equal(v, weights(run, "seg")[k]) for k, v in weights(straight, "seg").items())
+    assert all(torch.equal(v, stage_weights(run, "seg")[k]) for k, v in stage_weights(straight, "seg").items())
 
 
 def test_two_processes_in_one_folder_are_noticed_and_the_first_one_goes_on(straight, tiny_root, tmp_path):
@@ -92,8 +121,8 @@ def test_two_processes_in_one_folder_are_noticed_and_the_first_one_goes_on(strai
 
     with pytest.raises(UserError, match=f"Another process trains in {tmp_path} too"):
         run_stage(make_run(tiny_root, tmp_path), "seg", finish_first)
-    found = weights(make_run(tiny_root, tmp_path), "seg")
-    assert all(torch.equal(value, found[name]) for name, value in weights(straight, "seg").items())
+    found = stage_weights(make_run(tiny_root, tmp_path), "seg")
+    assert all(torch.equal(value, found[name]) for name, value in stage_weights(straight, "seg").items())
 
 
 def test_without_a_state_a_stage_begins_anew(straight, tiny_root, tmp_path):
@@ -134,7 +163,7 @@ def test_every_stage_is_evaluated_on_all_tasks_learned_so_far(straight):
 def test_best_epoch_has_the_lowest_training_loss_of_the_calm_ones(straight, tiny_root, tmp_path):
     assert [straight.result(task)["best_epoch"] for task in TASKS] == [3, 2, 2]  # the only calm ones
     wild = dict(seg=0.05, det=0.05, cls=0.05)  # a rate so high that the loss jumps
-    run = make_run(tiny_root, tmp_path, calm=1.0, lr=wild)
+    run = make_run(tiny_root, tmp_path, weak_augmentation=1.0, lr=wild)
     result = run_stage(run, "seg")
     losses = [entry["loss"]["seg"] for entry in result["history"]]
     assert result["best_epoch"] == losses.index(min(losses)) + 1
@@ -143,7 +172,7 @@ def test_best_epoch_has_the_lowest_training_loss_of_the_calm_ones(straight, tiny
 def test_no_batchnorm_is_left_after_stage_1(straight, tiny_root, tmp_path):
     kinds = {type(m) for m in load_model(straight.path("seg"))[0].modules()}
     assert nn.BatchNorm2d not in kinds
-    drifting = make_run(tiny_root, tmp_path, fold=False, epochs=dict(seg=1, det=1, cls=1))
+    drifting = make_run(tiny_root, tmp_path, fold_batchnorm=False, epochs=dict(seg=1, det=1, cls=1))
     run_stage(drifting, "seg")
     assert nn.BatchNorm2d in {type(m) for m in load_model(drifting.path("seg"))[0].modules()}
 
@@ -163,21 +192,16 @@ def test_each_step_replays_the_agreed_number_of_each_earlier_task(straight, monk
     assert seen and all(counts == {"cls": 2, "seg": 2, "det": 2} for counts in seen)
 
 
-def test_draw_0_trains_without_replay(straight, tiny_root):
-    trainer = training.Trainer(
-        load_model(straight.path("seg"))[0],
-        straight.data("det", "train"),
-        ReplayBuffer(4),
-        replace(SETTINGS, draw=0),
-        "cpu",
-    )
-    assert trainer.replay() == {}
+@pytest.mark.parametrize(("count", "replayed"), [(0, set()), (2, {"seg"})])
+def test_replay_per_task_0_replays_nothing_from_a_full_buffer(straight, count, replayed):
+    """The buffer holds images, so that only the setting decides."""
+    assert set(trainer_of(straight, "det", seg_buffer(straight), replay_per_task=count).replay()) == replayed
 
 
 def test_more_than_ten_replayed_images_are_refused(straight, tiny_root):
     buffer = ReplayBuffer(20)
-    buffer.fill(straight.data("seg", "train"), torch.Generator().manual_seed(0))
-    settings = replace(SETTINGS, draw=MAX_DRAW + 1)
+    buffer.store(straight.data("seg", "train"), torch.Generator().manual_seed(0))
+    settings = replace(SETTINGS, replay_per_task=MAX_REPLAY_PER_TASK + 1)
     model = load_model(straight.path("seg"))[0]
     with pytest.raises(AssertionError, match="the assignment allows 10"):
         training.Trainer(model, straight.data("det", "train"), buffer, settings, "cpu").epoch()
@@ -208,9 +232,9 @@ def test_a_gradient_that_is_not_finite_spoils_no_weight(straight):
 def test_replayed_segmentation_images_teach_detection_too(mask_boxes, straight):
     """Only a loss on their boxes gives the confidence channel a gradient when nothing but them is trained on."""
     buffer = ReplayBuffer(4)
-    buffer.fill(straight.data("seg", "train"), torch.Generator().manual_seed(0))
+    buffer.store(straight.data("seg", "train"), torch.Generator().manual_seed(0))
     assert all({"mask", "boxes", "labels", "crowd"} == set(target) for _, target in buffer.samples["seg"])
-    settings = replace(SETTINGS, mask_boxes=mask_boxes, weight_decay=0.0)
+    settings = replace(SETTINGS, boxes_from_masks=mask_boxes, weight_decay=0.0)
     model = load_model(straight.path("seg"))[0]
     trainer = training.Trainer(model, straight.data("det", "train"), buffer, settings, "cpu")
     before = trainer.model.head[2].weight[:5].clone()
@@ -225,7 +249,7 @@ def test_training_learns(straight):
 
 def test_training_and_measuring_have_sizes_of_their_own(straight, tiny_root, tmp_path, monkeypatch):
     sizes = dict(seg=96, det=128, cls=64)
-    run = make_run(tiny_root, tmp_path, test_size=sizes)
+    run = make_run(tiny_root, tmp_path, eval_size=sizes)
     monkeypatch.setattr(stages, "evaluate", lambda model, data, size: {data.task: size})
     found = stages.evaluate_tasks(run, straight.model("cls"), "cls")
     assert found == {task: {task: size} for task, size in sizes.items()}
@@ -245,16 +269,16 @@ def test_learning_rate_rises_then_falls_to_zero():
 def test_average_of_weights_warms_up_to_its_decay():
     average = torch.tensor(0.0)
     for count in range(2000):
-        average = training.warm_average(0.99, average, torch.tensor(1.0), count)
+        average = training.ema_update(0.99, average, torch.tensor(1.0), count)
     assert average == pytest.approx(1.0, abs=1e-5)
-    assert training.warm_average(0.99, torch.tensor(0.0), torch.tensor(1.0), 10**6) == pytest.approx(0.01)
-    assert training.warm_average(0.99, torch.tensor(0.0), torch.tensor(1.0), 0) == pytest.approx(0.9)
+    assert training.ema_update(0.99, torch.tensor(0.0), torch.tensor(1.0), 10**6) == pytest.approx(0.01)
+    assert training.ema_update(0.99, torch.tensor(0.0), torch.tensor(1.0), 0) == pytest.approx(0.9)
 
 
 def test_only_a_trunk_with_imagenet_weights_learns_more_slowly(straight):
     model = load_model(straight.path("seg"))[0]
     assert [g["lr"] for g in training.parameter_groups(model, SETTINGS, "seg")] == [3e-3, 3e-3]
-    model.pretrained = True
+    model.has_imagenet_trunk = True
     slow, fast = training.parameter_groups(model, SETTINGS, "seg")
     assert slow["lr"] == pytest.approx(1e-4) and fast["lr"] == 1e-3
     chosen = {p for g in (slow, fast) for p in g["params"]}
@@ -265,9 +289,9 @@ def test_only_a_trunk_with_imagenet_weights_learns_more_slowly(straight):
 @pytest.mark.parametrize("freeze", [True, False])
 def test_the_layers_up_to_stride_4_keep_imagenet_weights(freeze, straight):
     model = load_model(straight.path("seg"))[0]
-    model.pretrained = True
+    model.has_imagenet_trunk = True
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    settings = replace(SETTINGS, freeze=freeze)
+    settings = replace(SETTINGS, freeze_stem=freeze)
     training.Trainer(model, straight.data("seg", "train"), ReplayBuffer(0), settings, "cpu").epoch()
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     early = {k for k in before if k.startswith(("backbone.trunk.downsample.0.", "backbone.trunk.downsample.1."))}
@@ -277,7 +301,7 @@ def test_the_layers_up_to_stride_4_keep_imagenet_weights(freeze, straight):
 def learning(model, settings, task) -> bool:
     """Whether any layer of the trunk learns in a stage."""
     model.requires_grad_(True)
-    model.pretrained = True
+    model.has_imagenet_trunk = True
     training.parameter_groups(model, settings, task)
     return any(p.requires_grad for p in model.backbone.trunk.parameters())
 
@@ -285,14 +309,14 @@ def learning(model, settings, task) -> bool:
 def test_a_trunk_with_imagenet_weights_learns_in_the_first_stage_only(straight):
     model = load_model(straight.path("seg"))[0]
     assert [learning(model, SETTINGS, task) for task in TASKS] == [True, False, False]
-    assert learning(model, replace(SETTINGS, rest=False), "cls")
+    assert learning(model, replace(SETTINGS, freeze_trunk=False), "cls")
     assert learning(model, replace(SETTINGS, tasks=["cls"]), "cls"), "a task alone has no stage before it"
     assert learning(model, replace(SETTINGS, joint=True), "cls"), "nor has joint training"
 
 
-def test_a_resting_trunk_keeps_every_weight_and_what_is_above_learns(straight):
+def test_a_frozen_trunk_keeps_every_weight_and_what_is_above_learns(straight):
     model = load_model(straight.path("seg"))[0]
-    model.pretrained = True
+    model.has_imagenet_trunk = True
     before = {k: v.clone() for k, v in model.state_dict().items()}
     training.Trainer(model, straight.data("det", "train"), ReplayBuffer(0), SETTINGS, "cpu").epoch()
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
@@ -314,8 +338,8 @@ def test_heavy_augmentation_ends_before_the_last_epochs(straight):
 
 
 def test_before_any_training_the_committed_run_is_shown(straight, tiny_root, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(stages, "WEIGHTS", straight.path("cls"))
-    monkeypatch.setattr(stages, "RESULTS", straight.folder / "metrics.json")
+    monkeypatch.setattr(files, "COMMITTED_WEIGHTS", straight.path("cls"))
+    monkeypatch.setattr(files, "COMMITTED_METRICS", straight.folder / "metrics.json")
     monkeypatch.setattr(stages, "run_stage", lambda *_: pytest.fail("trained"))
     metrics, models = stages.open_results(make_run(tiny_root, tmp_path / "empty"))
     assert list(metrics["stages"]) == list(TASKS) and list(models) == ["cls"]
@@ -335,8 +359,92 @@ def test_damaged_history_is_named(tiny_root, tmp_path):
 
 
 def test_metrics_json_holds_what_the_tables_need(straight):
-    from mtl_utils.report import closing_report, read_metrics
+    from mtl_utils.forgetting import closing_report, read_metrics
 
     metrics = read_metrics(straight.folder / "metrics.json")
-    assert metrics["start"] == "nothing" and metrics["parameters"] > 1_000_000
+    assert metrics["initial_weights"] == "nothing" and metrics["parameters"] > 1_000_000
     assert closing_report(metrics).count("baseline=") == 3
+
+
+# ---------------------------------------------------------------- each setting does what it says
+
+
+def test_the_gradient_is_clipped(straight):
+    trainer = trainer_of(straight, "seg", max_grad_norm=1e-3)
+    trainer.step(first_batch(trainer))
+    norm = torch.stack([p.grad.norm() for p in trainer.model.parameters()]).norm()
+    assert norm.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_the_average_moves_by_its_decay_once_it_is_warm(straight):
+    trainer = trainer_of(straight, "seg")
+    trainer.ema.n_averaged.fill_(10**6)
+    before = parameters(trainer.ema.module)
+    trainer.step(first_batch(trainer))
+    new, average = parameters(trainer.model), parameters(trainer.ema.module)
+    assert not any(torch.equal(new[name], old) for name, old in before.items())
+    for name, old in before.items():
+        torch.testing.assert_close(average[name], old + 0.01 * (new[name] - old), rtol=1e-6, atol=1e-7)
+
+
+def test_the_best_weights_are_averaged_ones(straight):
+    trainer = trainer_of(straight, "seg", epochs=dict(seg=1, det=1, cls=1))
+    trainer.epoch()
+    average, raw = trainer.ema.module.state_dict(), trainer.model.state_dict()
+    assert all(torch.equal(value, average[name]) for name, value in trainer.best["model"].items())
+    assert not any(torch.equal(trainer.best["model"][name], raw[name]) for name in parameters(trainer.model))
+
+
+def test_replayed_images_are_augmented_like_new_ones(straight, monkeypatch):
+    asked = []
+
+    def recording(kind, make):
+        return lambda task, size: asked.append((kind, task)) or make(task, size)
+
+    monkeypatch.setattr(training, "strong_augmentation", recording("strong", training.heavy))
+    monkeypatch.setattr(training, "weak_augmentation", recording("weak", training.calm))
+    trainer = trainer_of(straight, "det", seg_buffer(straight), epochs=dict(seg=1, det=10, cls=1))
+    trainer.replay()
+    assert asked == [("strong", "seg")]
+    trainer.history = [{}] * 9
+    trainer.replay()
+    assert asked[1:] == [("weak", "seg")], "in the last tenth of the epochs"
+
+
+def test_replayed_masks_have_the_class_weights_of_the_stored_ones(straight):
+    buffer = seg_buffer(straight)
+    weights = training.make_losses(straight.data("det", "train"), buffer, "cpu")["seg"].keywords["weights"]
+    pixels = torch.zeros(256, dtype=torch.int64)
+    for _, target in buffer.samples["seg"]:
+        values, counts = target["mask"].unique(return_counts=True)
+        pixels[values.long()] += counts
+    assert torch.equal(weights, class_weights(pixels[:21]))
+    assert len(weights.unique()) > 1
+
+
+def test_replay_weight_multiplies_an_earlier_tasks_loss_once(straight):
+    """Without clipping, half the weight gives half the gradient and half the logged loss: exactly, as 1/2 is binary."""
+    whole, half = (
+        trainer_of(straight, "det", seg_buffer(straight), max_grad_norm=1e9, replay_weight=w) for w in (1.0, 0.5)
+    )
+    batch = whole.replay()
+    logged, logged_half = whole.step(batch), half.step(batch)
+    assert logged["seg"] > 0 and logged_half == {"seg": logged["seg"] / 2}
+    pairs = list(zip(whole.model.parameters(), half.model.parameters(), strict=True))
+    assert all(torch.equal(p.grad / 2, q.grad) for p, q in pairs)
+    assert any(p.grad.any() for p, _ in pairs)
+
+
+def test_weights_decay_where_the_loss_says_nothing(straight):
+    trainer = trainer_of(straight, "seg", weight_decay=0.5, lr=dict(seg=0.1, det=0.1, cls=0.1))
+    trainer.losses = {"seg": lambda outputs, _: outputs.segmentation.sum() * 0}
+    before, rate = parameters(trainer.model), trainer.optimizer.param_groups[0]["lr"]
+    assert rate > 0.01 and {group["lr"] for group in trainer.optimizer.param_groups} == {rate}
+    trainer.step(first_batch(trainer))
+    for name, value in parameters(trainer.model).items():
+        torch.testing.assert_close(value, before[name] * (1 - rate * 0.5))
+
+
+def test_the_seed_decides_the_order_of_the_images(straight):
+    orders = [list(trainer_of(straight, "cls", seed=seed).loader().sampler) for seed in (0, 1, 0)]
+    assert orders[0] != orders[1] and orders[0] == orders[2]

@@ -5,8 +5,17 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from mtl_utils.settings import IGNORE
-from mtl_utils.transforms import GREY, MIN_BOX, Letterbox, axis_window, calm, collate, heavy, plain
+from mtl_utils.tasks import IGNORE
+from mtl_utils.transforms import (
+    GREY,
+    MIN_BOX,
+    Letterbox,
+    axis_window,
+    collate,
+    eval_transform,
+    strong_augmentation,
+    weak_augmentation,
+)
 
 BOX = (20, 12, 56, 40)  # of the green rectangle in the pictures below: left, top, right, bottom
 SEEDS = range(40)
@@ -37,7 +46,7 @@ def extent(pixels: Tensor) -> list[float]:
     return [float(columns[0]), float(rows[0]), float(columns[-1]) + 1, float(rows[-1]) + 1]
 
 
-TRANSFORMS = [heavy, calm, plain]
+TRANSFORMS = [strong_augmentation, weak_augmentation, eval_transform]
 
 
 @pytest.mark.parametrize("make", TRANSFORMS)
@@ -68,7 +77,7 @@ def test_masks_move_with_the_image(make):
 @pytest.mark.parametrize("task", ["seg", "det"])
 def test_heavy_augmentation_varies(task):
     target = {"mask": mask_of(picture())} if task == "seg" else objects([BOX], [0], size=(64, 96))
-    images = {tuple(heavy(task, 96)(picture(), target)[0].flatten().tolist()) for _ in range(5)}
+    images = {tuple(strong_augmentation(task, 96)(picture(), target)[0].flatten().tolist()) for _ in range(5)}
     assert len(images) == 5
 
 
@@ -76,7 +85,7 @@ def test_heavy_augmentation_flips_scales_and_shifts():
     boxes = []
     for seed in SEEDS:
         torch.manual_seed(seed)
-        boxes += heavy("det", 96)(picture(), objects([BOX], [0], size=(64, 96)))[1]["boxes"].tolist()
+        boxes += strong_augmentation("det", 96)(picture(), objects([BOX], [0], size=(64, 96)))[1]["boxes"].tolist()
     widths = [right - left for left, _, right, _ in boxes]
     assert max(widths) > 44 and min(widths) < 28, "36 px at a scale of 1"
     lefts = [left for left, *_ in boxes]
@@ -86,7 +95,7 @@ def test_heavy_augmentation_flips_scales_and_shifts():
 def test_samples_are_not_changed_by_transforming_them():
     image, target = picture(), objects([BOX], [0], size=(64, 96))
     before = image.clone(), target["boxes"].clone()
-    collate([(image, target)], heavy("det", 64), "det")
+    collate([(image, target)], strong_augmentation("det", 64), "det")
     assert torch.equal(before[0], image) and torch.equal(before[1], target["boxes"])
 
 
@@ -116,7 +125,7 @@ def test_heavy_padding_is_grey_before_the_colours_change_and_never_trained_on(mo
     padded = 0
     for seed in SEEDS:
         torch.manual_seed(seed)
-        image, target = heavy("seg", 96)(picture(), {"mask": mask_of(picture())})
+        image, target = strong_augmentation("seg", 96)(picture(), {"mask": mask_of(picture())})
         grey = (image == torch.tensor(GREY).view(3, 1, 1)).all(0)
         assert torch.equal(grey, target["mask"] == IGNORE)
         padded += int(grey.any())
@@ -145,30 +154,30 @@ def test_every_picture_becomes_a_square_of_the_size(make, height, width, task):
 def test_classification_is_evaluated_on_the_middle_of_the_picture():
     image = torch.zeros(3, 64, 128, dtype=torch.uint8)
     image[:, :, 32:96] = 200
-    found, _ = plain("cls", 64)(tv_tensors.Image(image), {"label": torch.tensor(0)})
+    found, _ = eval_transform("cls", 64)(tv_tensors.Image(image), {"label": torch.tensor(0)})
     assert (found == 200).all()
 
 
 def test_classification_crops_are_of_different_places():
     image = tv_tensors.Image(torch.arange(96, dtype=torch.uint8).expand(3, 96, 96) * 2)
-    lefts = {int(heavy("cls", 32).transforms[0](image)[0, 0, 0]) for _ in range(10)}
+    lefts = {int(strong_augmentation("cls", 32).transforms[0](image)[0, 0, 0]) for _ in range(10)}
     assert len(lefts) > 3
 
 
 @pytest.mark.parametrize("task", ["seg", "det", "cls"])
 def test_evaluation_has_no_chance_in_it(task):
     target = {"seg": {"mask": mask_of(picture())}, "det": objects([BOX], [0]), "cls": {"label": torch.tensor(1)}}[task]
-    first, second = (plain(task, 64)(picture(), target) for _ in range(2))
+    first, second = (eval_transform(task, 64)(picture(), target) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert all(torch.equal(first[1][k], second[1][k]) for k in target)
 
 
-def test_calm_is_the_evaluation_or_its_mirror():
+def test_weak_augmentation_is_the_eval_transform_or_its_flip():
     image = photo(64, 64)
-    expected = plain("det", 64)(image, objects([], []))[0]
+    expected = eval_transform("det", 64)(image, objects([], []))[0]
     seen = set()
     for _ in range(20):
-        found = calm("det", 64)(image, objects([], []))[0]
+        found = weak_augmentation("det", 64)(image, objects([], []))[0]
         assert torch.equal(found, expected) or torch.equal(found, expected.flip(-1))
         seen.add(torch.equal(found, expected))
     assert seen == {True, False}
@@ -182,7 +191,9 @@ def test_labels_and_crowds_leave_together_with_their_boxes():
     lost = set()
     for seed in SEEDS:
         torch.manual_seed(seed)
-        _, target = heavy("det", 96)(photo(64, 96), objects(boxes, [0, 1, 2, 3], [True, False, True, False], (64, 96)))
+        _, target = strong_augmentation("det", 96)(
+            photo(64, 96), objects(boxes, [0, 1, 2, 3], [True, False, True, False], (64, 96))
+        )
         labels, crowd = target["labels"].tolist(), target["crowd"].tolist()
         assert len(target["boxes"]) == len(labels) == len(crowd)
         assert crowd == [label in (0, 2) for label in labels], "each box keeps its own flag"
@@ -194,7 +205,7 @@ def test_labels_and_crowds_leave_together_with_their_boxes():
 
 
 def test_an_image_may_lose_all_its_boxes():
-    _, target = heavy("det", 96)(photo(64, 96), objects([[0, 0, 2, 2]], [1], size=(64, 96)))
+    _, target = strong_augmentation("det", 96)(photo(64, 96), objects([[0, 0, 2, 2]], [1], size=(64, 96)))
     assert target["boxes"].shape == (0, 4) and len(target["labels"]) == len(target["crowd"]) == 0
 
 
@@ -202,7 +213,7 @@ def test_masks_and_the_boxes_of_their_objects_move_together():
     for seed in SEEDS:
         torch.manual_seed(seed)
         target = {"mask": mask_of(picture())} | objects([BOX], [3], size=(64, 96))
-        _, moved = heavy("seg", 96)(picture(), target)
+        _, moved = strong_augmentation("seg", 96)(picture(), target)
         shown = moved["mask"].as_subclass(Tensor) == 5
         for box in moved["boxes"].tolist():
             assert box == pytest.approx(extent(shown), abs=2), f"seed {seed}"
@@ -223,7 +234,7 @@ def test_a_window_keeps_the_scale_and_stays_inside(side, size, scale):
 
 def test_collate_of_segmentation():
     samples = [(photo(40, 60), {"mask": tv_tensors.Mask(torch.full((40, 60), 7).byte())}) for _ in range(3)]
-    images, targets = collate(samples, plain("seg", 64), "seg")
+    images, targets = collate(samples, eval_transform("seg", 64), "seg")
     masks = torch.stack([target["mask"] for target in targets])
     assert images.shape == (3, 3, 64, 64) and images.dtype == torch.float32
     assert images.min() >= 0 and images.max() <= 1 and images.max() > 0.9
@@ -234,7 +245,7 @@ def test_collate_of_segmentation():
 
 def test_collate_of_detection():
     samples = [(photo(64, 64), objects([BOX] * n, [1] * n, size=(64, 64))) for n in (2, 0)]
-    images, targets = collate(samples, plain("det", 64), "det")
+    images, targets = collate(samples, eval_transform("det", 64), "det")
     assert images.shape == (2, 3, 64, 64)
     assert [len(t["boxes"]) for t in targets] == [2, 0]
     assert all(type(value) is Tensor for t in targets for value in t.values())
@@ -243,12 +254,12 @@ def test_collate_of_detection():
 
 def test_collate_of_classification():
     samples = [(photo(40, 60), {"label": torch.tensor(label)}) for label in (3, 1)]
-    images, labels = collate(samples, heavy("cls", 32), "cls")
+    images, labels = collate(samples, strong_augmentation("cls", 32), "cls")
     assert images.shape == (2, 3, 32, 32)
     assert labels.tolist() == [3, 1] and labels.dtype == torch.int64
 
 
 def test_collate_keeps_the_pixels():
     image = photo(64, 64)
-    images, _ = collate([(image, {"label": torch.tensor(0)})], plain("cls", 64), "cls")
+    images, _ = collate([(image, {"label": torch.tensor(0)})], eval_transform("cls", 64), "cls")
     assert torch.equal((images[0] * 255).round().byte(), image.as_subclass(Tensor))

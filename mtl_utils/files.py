@@ -1,0 +1,57 @@
+"""Paths of the project, and files that are either whole or not there.
+
+Uses the standard library only, so that every other module may import it.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+PROJECT = Path(__file__).resolve().parents[1]  # the folder that holds README.md, notebooks/ and data/
+COMMITTED_METRICS = PROJECT / "figures" / "metrics.json"  # of the committed run on real photographs
+WEIGHTS_FOLDER = PROJECT / "data" / "weights"  # weights to start from, and the committed model
+COMMITTED_WEIGHTS = WEIGHTS_FOLDER / "three_tasks.pt"  # the committed run's model after stage 3
+STUDY_RESULTS = PROJECT / "figures" / "study"  # one folder a profile, one JSON a run
+RUN_LOG = PROJECT / "figures" / "runs.csv"  # one line a run: how the recipe was found
+NOTEBOOKS = PROJECT / "notebooks"
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: its text is one sentence that names the file and the remedy."""
+
+
+def user_path(value: str | Path) -> Path:
+    """A path that a user gave: relative ones count from the current folder, or else from the project's."""
+    path = Path(value).expanduser()
+    return path.resolve() if path.exists() else (PROJECT / path).resolve()
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Let `write` fill a file; `path` holds either its whole new content or what it held before.
+
+    Raises UserError when the disk is full or the folder cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        raise UserError(f"{path} could not be saved ({cause}): make room on the disk, then run again.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def write_json(path: Path, content: object, indent: int | None = 1) -> None:
+    """Write JSON, readable for people unless `indent` is None, which makes it small."""
+    separators = None if indent else (",", ":")
+    text = json.dumps(content, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, lambda file: file.write(text.encode()))

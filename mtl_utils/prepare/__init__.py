@@ -1,0 +1,1 @@
+"""Finding, checking, fetching and rendering the data, and preparing Google Colab."""

@@ -1,0 +1,88 @@
+"""Where a notebook runs, and what it needs there: checked everywhere, put in place in Google Colab.
+
+Imports nothing that has to be installed, so that a missing package is named in a sentence.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from mtl_utils import files
+from mtl_utils.files import UserError
+
+REQUIREMENTS = files.PROJECT / "requirements.txt"
+LINE = re.compile(r"([\w-]+)>=([\d.]+)")  # a line of requirements.txt: package, lowest version
+COLABS_OWN = ("torch", "torchvision", "ipywidgets")  # Colab has versions that fit its GPUs and its pages: not touched
+LOCAL_ONLY = ("jupyterlab", "nbval", "pytest")  # what Colab itself stands in for, and the tests
+DRIVE = "/content/drive"  # where Colab shows a user's Google Drive
+
+
+def prepare(drive: bool = False) -> None:
+    """Make a notebook ready to run. Elsewhere than in Colab this checks the packages' versions and does nothing else.
+
+    In Colab it installs what is missing, keeps runs on the user's Google Drive if `drive` is set (Colab asks first),
+    and fetches the real sets unless MTL_DATA_ROOT names some. Raises UserError when a package is missing or too old.
+    """
+    if not in_colab():
+        complain(unmet(REQUIREMENTS.read_text()))
+        return
+    install([line for line in unmet(REQUIREMENTS.read_text()) if name_of(line) not in (*COLABS_OWN, *LOCAL_ONLY)])
+    if drive:
+        keep_on_drive()
+    if "MTL_DATA_ROOT" not in os.environ:
+        from mtl_utils.prepare import fetch  # here, since it may just have been made possible
+
+        fetch.fetch(files.PROJECT / "data")
+
+
+def in_colab() -> bool:
+    """Whether this is Google Colab."""
+    return "COLAB_RELEASE_TAG" in os.environ
+
+
+def unmet(requirements: str) -> list[str]:
+    """The lines of a requirements file, each `package>=version`, that the installed packages do not meet."""
+    return [f"{name}>={least}" for name, least in LINE.findall(requirements) if not meets(name, least)]
+
+
+def meets(name: str, least: str) -> bool:
+    """Whether a package is installed in at least this version."""
+    try:
+        return numbers(version(name)) >= numbers(least)
+    except PackageNotFoundError:
+        return False
+
+
+def numbers(text: str) -> list[int]:
+    """The release numbers of a version: 2.11.0+cu128 gives 2, 11, 0."""
+    return [int(n) for n in re.match(r"\d+(\.\d+)*", text)[0].split(".")]
+
+
+def name_of(line: str) -> str:
+    """The package that a line of a requirements file names."""
+    return LINE.match(line)[1]
+
+
+def complain(lines: list[str]) -> None:
+    """Name missing packages and the remedy, if there are any."""
+    if lines:
+        remedy = f"{sys.executable} -m pip install -r {REQUIREMENTS}"
+        raise UserError(f"Missing or too old for this notebook: {', '.join(lines)}. Install with: {remedy}")
+
+
+def install(lines: list[str]) -> None:
+    """Install packages; nothing happens where none is missing."""
+    if lines:
+        print("installing", ", ".join(lines))
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *lines], check=True)
+
+
+def keep_on_drive() -> None:
+    """Keep runs on Google Drive, where they outlive the machine that Colab lends."""
+    from google.colab import drive  # there in Colab only
+
+    drive.mount(DRIVE)
+    os.environ["MTL_RUNS"] = str(Path(DRIVE) / "MyDrive" / "mtl_runs")

@@ -1,0 +1,1 @@
+"""What the repository shows: READMEs, notebooks, the committed run."""

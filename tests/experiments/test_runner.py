@@ -1,0 +1,175 @@
+"""Studies: what is shared, skipped and stored."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mtl_utils import run as run_module
+from mtl_utils import weights
+from mtl_utils.checkpoint import load
+from mtl_utils.experiments import plans, runner
+from mtl_utils.experiments import results as results_module
+from mtl_utils.experiments.plans import Plan
+from mtl_utils.plots import pictures, studies
+from mtl_utils.prepare.root import Root
+from mtl_utils.run import load_model
+from mtl_utils.settings import PROFILES
+
+SETTINGS = replace(
+    PROFILES["smoke"],
+    widths="paper",
+    train_size=dict(seg=64, det=64, cls=32),
+    eval_size=dict(seg=64, det=64, cls=32),
+    epochs=dict(seg=2, det=1, cls=1),
+    batch_size=dict(seg=2, det=2, cls=2),
+    buffer_size=6,
+    replay_per_task=2,
+)
+PLANS = [
+    Plan("replay"),
+    Plan("no-replay", {"replay_per_task": 0}),
+    Plan("few", {"buffer_size": 2, "exemplar_selection": "random"}),
+    Plan("single-det", {"tasks": ["det"]}),
+    Plan("joint", {"joint": True}),
+]
+
+
+@pytest.fixture(autouse=True)
+def without_weights(monkeypatch):
+    monkeypatch.setenv(weights.VARIABLE, weights.NOTHING)
+
+
+@pytest.fixture(scope="module")
+def done(tiny_root, tmp_path_factory):
+    """The folder of a finished study; runs/ and results/ lie in it."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(weights.VARIABLE, weights.NOTHING)
+        patch.setitem(plans.STUDIES, "baselines", PLANS)
+        run_it(tiny_root, folder)
+    return folder
+
+
+def run_it(root, folder):
+    runner.run_study("baselines", SETTINGS, Root(root, "--data-root"), [0], folder / "runs", folder / "results")
+
+
+def result(folder, name):
+    return json.loads((folder / "results" / f"{name}_seed0.json").read_text())
+
+
+def test_every_run_leaves_a_summary(done):
+    assert {r["name"] for r in results_module.read_results(done / "results")} == {plan.name for plan in PLANS}
+    found = result(done, "replay")
+    assert list(found["metrics"]) == ["seg", "det", "cls"] and list(found["metrics"]["cls"]) == ["seg", "det", "cls"]
+    assert {stage: list(draws) for stage, draws in found["bootstrap_draws"].items()} == {
+        "seg": ["seg"],
+        "cls": ["seg", "det", "cls"],
+    }
+    assert all(len(values) == 1000 for draws in found["bootstrap_draws"].values() for values in draws.values())
+    assert set(found["minutes"]) == {"seg", "det", "cls"}
+
+
+def test_summaries_are_small_and_know_no_folder(done):
+    for path in (done / "results").glob("*.json"):
+        text = path.read_text()
+        assert len(text) < 60_000 and str(done) not in text
+
+
+def test_stage_1_is_shared_and_the_memory_is_not(done):
+    runs = [done / "runs" / f"{name}_seed0" for name in ("replay", "no-replay", "few")]
+    states = [load_model(run / "stage1_segmentation.pt")[0].state_dict() for run in runs]
+    assert all(torch.equal(value, other[name]) for other in states[1:] for name, value in states[0].items())
+    assert result(done, "few")["metrics"]["seg"] == result(done, "replay")["metrics"]["seg"]
+    assert load(runs[2] / "stage1_segmentation.pt")["settings"]["buffer_size"] == 2
+
+
+def test_tasks_alone_and_joint_training(done):
+    assert list(result(done, "single-det")["metrics"]) == ["det"]
+    joint = result(done, "joint")
+    assert list(joint["metrics"]) == ["cls"] and set(joint["bootstrap_draws"]["cls"]) == {"seg", "det", "cls"}
+    # 3 steps a stage-1 epoch of 6 images, 3 in stage 2, 5 in stage 3: 14 in all, of which an epoch has 5
+    assert joint["settings"]["epochs"]["cls"] == 3
+
+
+def test_what_is_there_is_not_run_again(done, tiny_root, monkeypatch):
+    monkeypatch.setitem(plans.STUDIES, "baselines", PLANS)
+    monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("trained again"))
+    run_it(tiny_root, done)
+
+
+def test_a_stopped_study_continues_with_the_run_that_was_stopped(tiny_root, tmp_path, monkeypatch):
+    monkeypatch.setitem(plans.STUDIES, "baselines", PLANS[:2])
+    names, run_stage = [], runner.run_stage
+
+    def stopping(run, task):
+        if len(names) == 3:
+            names.append("stop")
+            raise KeyboardInterrupt
+        names.append(f"{run.folder.name} {task}")
+        return run_stage(run, task)
+
+    monkeypatch.setattr(runner, "run_stage", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_it(tiny_root, tmp_path)
+    assert not list((tmp_path / "results").glob("*.json"))
+    run_it(tiny_root, tmp_path)
+    assert {r["name"] for r in results_module.read_results(tmp_path / "results")} == {"replay", "no-replay"}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_share_the_runs(rank, tiny_root, tmp_path, monkeypatch):
+    monkeypatch.setitem(plans.STUDIES, "baselines", PLANS[:4])
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ran = []
+    monkeypatch.setattr(runner, "share_stage_1", lambda base, rank: None)
+    monkeypatch.setattr(runner, "run_plan", lambda plan, base, results: ran.append(plan.name))
+    run_it(tiny_root, tmp_path)
+    assert ran == [plan.name for plan in PLANS[:4]][rank::2]
+
+
+@pytest.mark.parametrize(("local_rank", "gpu"), [(None, 0), ("1", 1), ("3", 1)])
+def test_processes_take_the_gpus_in_turn(local_rank, gpu, tiny_root, tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.setitem(plans.STUDIES, "baselines", [])
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setattr(runner.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(runner.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(runner.torch.cuda, "set_device", chosen.append)
+    run_it(tiny_root, tmp_path)
+    assert chosen == [gpu]
+
+
+def test_only_the_shared_stage_keeps_what_training_needs(done):
+    left = sorted(path.relative_to(done / "runs").as_posix() for path in (done / "runs").rglob("*.state.pt"))
+    assert left == ["replay_seed0/stage1_segmentation.state.pt"]
+
+
+def test_the_second_process_waits_for_the_first(tiny_root, tmp_path, monkeypatch):
+    base = runner.base_run(SETTINGS, 0, Root(tiny_root, "--data-root"), tmp_path)
+    looks = iter([False, False, True])
+    monkeypatch.setattr(run_module.Run, "finished", lambda self, task: next(looks))
+    monkeypatch.setattr(runner.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("trained by both"))
+    runner.share_stage_1(base, rank=1)
+    assert next(looks, None) is None
+
+
+def test_the_picture_of_forgetting_is_drawn_once_both_runs_are_there(done, tiny_root, tmp_path, monkeypatch):
+    asked = []
+    run_grid = pictures.run_grid
+    monkeypatch.setattr(pictures, "run_grid", lambda runs, *args: asked.append(runs) or run_grid(runs, *args))
+    root = Root(tiny_root, "--data-root")
+    studies.draw_forgetting(runner.base_run(SETTINGS, 1, root, done / "runs"), tmp_path / "none.png")
+    assert asked == [] and not (tmp_path / "none.png").exists()
+    studies.draw_forgetting(runner.base_run(SETTINGS, 0, root, done / "runs"), tmp_path / "both.png")
+    assert 0 < (tmp_path / "both.png").stat().st_size < 150_000
+    ((kept, lost),) = [runs.values() for runs in asked]
+    for models, name in ((kept, "replay"), (lost, "no-replay")):
+        weights = load_model(done / "runs" / f"{name}_seed0" / "stage2_detection.pt")[0].state_dict()
+        assert all(torch.equal(value, models["det"].state_dict()[key].cpu()) for key, value in weights.items())

@@ -1,0 +1,112 @@
+"""Where notebooks run: versions are checked everywhere, and in Colab what is missing is put in place."""
+
+import os
+import shutil
+import subprocess
+import sys
+import types
+from importlib.metadata import version
+
+import nbformat
+import pytest
+
+from mtl_utils import files
+from mtl_utils.files import PROJECT, UserError
+from mtl_utils.prepare import colab, fetch, synthetic
+from mtl_utils.publish import links, notebooks
+
+COLAB = {"COLAB_RELEASE_TAG": "release-colab", "COLAB_GPU": ""}
+KEPT = shutil.ignore_patterns(".git", ".venv*", "runs", "synthetic", "__pycache__", ".*_cache", "mini_*", "imagenette*")
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list:
+    """What would have been installed or fetched."""
+    made = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: made.append(command[4:]))
+    monkeypatch.setattr(fetch, "fetch", lambda root: made.append(root))
+    monkeypatch.delenv("MTL_DATA_ROOT", raising=False)
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    return made
+
+
+def lacking(monkeypatch, *lines):
+    monkeypatch.setattr(colab, "unmet", lambda _: list(lines))
+
+
+def test_the_requirements_are_met_here():
+    assert colab.unmet(colab.REQUIREMENTS.read_text()) == []
+    assert len(colab.LINE.findall(colab.REQUIREMENTS.read_text())) == 11
+
+
+def test_missing_and_old_packages_are_found():
+    found = colab.unmet("torch>=2.6\ntorch>=99.1\nno-such-package>=1\npytest>=7.4\n")
+    assert found == ["torch>=99.1", "no-such-package>=1"]
+    assert colab.meets("torch", version("torch").split("+")[0])
+
+
+def test_numbers_compare_as_numbers_not_as_text():
+    assert colab.numbers("2.11.0+cu128") == [2, 11, 0] > colab.numbers("2.6")
+    assert colab.numbers("8.0.0rc1") == [8, 0, 0]
+
+
+def test_elsewhere_nothing_is_done_but_checking(calls, monkeypatch):
+    colab.prepare(drive=True)
+    lacking(monkeypatch, "seaborn>=0.13")
+    with pytest.raises(UserError, match=r"seaborn>=0\.13.*pip install -r"):
+        colab.prepare()
+    assert calls == [] and "MTL_RUNS" not in os.environ
+
+
+def test_colab_gets_what_is_missing_but_never_another_torch(calls, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "x")
+    monkeypatch.setenv("MTL_DATA_ROOT", str(tmp_path))
+    lacking(monkeypatch, "torch>=2.6", "torchvision>=0.21", "ipywidgets>=8", "jupyterlab>=4", "pycocotools>=2.0.8")
+    colab.prepare()
+    assert calls == [["--quiet", "pycocotools>=2.0.8"]]
+
+
+def test_colab_fetches_the_real_sets_unless_others_are_named(calls, monkeypatch):
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "x")
+    colab.prepare()
+    assert calls == [PROJECT / "data"]
+
+
+def test_runs_lie_on_drive_when_it_is_asked_for(calls, monkeypatch):
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "x")
+    monkeypatch.setenv("MTL_RUNS", "elsewhere")
+    mounted = []
+    module = types.SimpleNamespace(drive=types.SimpleNamespace(mount=mounted.append))
+    monkeypatch.setitem(sys.modules, "google.colab", module)
+    colab.prepare()
+    assert os.environ["MTL_RUNS"] == "elsewhere" and mounted == []
+    colab.prepare(drive=True)
+    assert mounted == ["/content/drive"]
+    assert os.environ["MTL_RUNS"].replace("\\", "/") == "/content/drive/MyDrive/mtl_runs"
+
+
+def repository(folder):
+    """A repository that holds the project as it is here, committed or not."""
+    shutil.copytree(PROJECT, folder, ignore=KEPT)
+    git = ["git", "-C", folder, "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message=all"]):
+        subprocess.run([*git, *command], check=True)
+    return folder
+
+
+def test_every_notebook_runs_in_colab_from_an_empty_folder(tmp_path, monkeypatch):
+    """Each on a machine of its own, as Colab lends them; what they share lies in the folder of runs."""
+    synthetic.write_synthetic(tmp_path / "data")
+    address = repository(tmp_path / "origin").as_uri()
+    for key, value in COLAB.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("MTL_DATA_ROOT", str(tmp_path / "data"))
+    monkeypatch.setenv("MTL_RUN", str(tmp_path / "run"))
+    for path in sorted(files.NOTEBOOKS.glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        links.link_notebook(notebook, path.stem, address)
+        (tmp_path / path.stem).mkdir()
+        nbformat.write(notebook, tmp_path / path.stem / path.name)
+        notebooks.execute(tmp_path / path.stem / path.name)
+        assert (tmp_path / path.stem / "project" / "mtl_utils").is_dir()
+    assert (tmp_path / "run" / "stage3_classification.pt").exists()

@@ -1,0 +1,38 @@
+import pytest
+
+from mtl_utils.data import MiniSet, find_classes
+from mtl_utils.files import UserError
+from mtl_utils.prepare.folds import FOLDS, deal, write_fold
+from mtl_utils.tasks import TASKS
+
+
+def test_folds_part_the_training_set(tiny_root, tmp_path):
+    for task in ("seg", "det"):
+        seen = []
+        for fold in range(FOLDS):
+            out = tmp_path / f"{task}{fold}"
+            write_fold(tiny_root, out, fold)
+            train, val = (MiniSet(task, out, split, find_classes(tiny_root)).ids for split in ("train", "val"))
+            assert not set(train) & set(val)
+            assert sorted(train + val) == sorted(MiniSet(task, tiny_root, "train", find_classes(tiny_root)).ids)
+            seen += val
+        assert sorted(seen) == sorted(MiniSet(task, tiny_root, "train", find_classes(tiny_root)).ids)
+
+
+def test_a_fold_keeps_boxes_and_masks(tiny_root, tmp_path):
+    write_fold(tiny_root, tmp_path / "fold", 1)
+    for task in TASKS[:2]:
+        whole = MiniSet(task, tiny_root, "train", find_classes(tiny_root))
+        fold = MiniSet(task, tmp_path / "fold", "val", find_classes(tiny_root))
+        for key, (_, target) in zip(fold.ids, fold.samples, strict=True):
+            original = whole.samples[whole.ids.index(key)][1]
+            assert all((value == original[name]).all() for name, value in target.items())
+
+
+def test_dealing_leaves_nothing_out():
+    assert deal(list(range(6)), 1) == {"train": [0, 2, 3, 4], "val": [1, 5]}
+
+
+def test_an_existing_folder_is_not_overwritten(tiny_root, tmp_path):
+    with pytest.raises(UserError, match="exists already"):
+        write_fold(tiny_root, tmp_path, 0)

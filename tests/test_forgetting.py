@@ -1,0 +1,138 @@
+"""Tables and verdicts from a hand-made metrics.json."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mtl_utils import forgetting, stages
+from mtl_utils.experiments import tables
+from mtl_utils.files import UserError
+from mtl_utils.publish import readme
+from mtl_utils.tasks import METRIC_NAMES, TASKS
+
+# the example of the assignment: its numbers, and the text it wants
+BASE = {"seg": 0.6548, "det": 0.5123, "cls": 0.7812}
+FINAL = {"seg": 0.6412, "det": 0.5057, "cls": 0.7710}
+EXAMPLE = """\
+Stage1 best mIoU: 0.6548
+Stage2 best mAP@50: 0.5123
+Stage3 best Top1 Acc: 0.7812
+→ Final Seg mIoU: 0.6412, Det mAP@50: 0.5057, Cls Acc: 0.7710
+Seg mIoU: baseline=0.6548, final=0.6412, drop=0.0136 → ✅ PASS
+Det mAP@50: baseline=0.5123, final=0.5057, drop=0.0066 → ✅ PASS
+Cls Top1 Acc: baseline=0.7812, final=0.7710, drop=0.0102 → ✅ PASS"""
+
+
+def make_metrics(after: list[dict[str, float]]) -> dict:
+    floors = {"seg": 0.03, "det": 0.0, "cls": 0.1}
+    stages = {
+        stage: {"metrics": {t: {METRIC_NAMES[t]: v, "floor": floors[t]} for t, v in row.items()}, "minutes": 1.0}
+        for stage, row in zip(TASKS, after, strict=False)
+    }
+    return {"stages": stages}
+
+
+METRICS = make_metrics([{"seg": 0.4}, {"seg": 0.39, "det": 0.1}, {"seg": 0.36, "det": 0.12, "cls": 0.9}])
+
+
+def test_r_matrix_has_stages_by_row_and_nan_above_the_diagonal():
+    expected = [[0.4, np.nan, np.nan], [0.39, 0.1, np.nan], [0.36, 0.12, 0.9]]
+    np.testing.assert_array_equal(forgetting.r_matrix(METRICS), expected)
+
+
+def test_drop_is_baseline_minus_final_and_a_gain_is_negative():
+    seg, det, cls = forgetting.drops(METRICS)
+    assert seg["drop"] == pytest.approx(0.04) and det["drop"] == pytest.approx(-0.02) and cls["drop"] == 0
+
+
+@pytest.mark.parametrize(
+    ("baseline", "final", "points", "relative"),
+    [
+        (0.40, 0.36, True, False),  # 4 points, but 10 % of the baseline
+        (0.40, 0.385, True, True),
+        (0.90, 0.80, False, False),
+        (0.40, 0.44, True, True),  # a gain
+        (0.03, 0.03, False, False),  # not above the floor: nothing was learned
+        (0.0, 0.0, False, False),
+    ],
+)
+def test_both_readings_of_five_per_cent(baseline, final, points, relative):
+    verdict = forgetting.five_percent_rule("seg", baseline, final, floor=0.03)
+    assert (verdict["points"], verdict["relative"]) == (points, relative)
+    assert verdict["pass"] == relative
+
+
+def test_exactly_five_per_cent_less_passes_both_readings():
+    verdict = forgetting.five_percent_rule("seg", 1.0, 0.95, floor=0.0)
+    assert (verdict["points"], verdict["relative"], verdict["pass"]) == (True, True, True)
+
+
+def test_closing_report_has_the_assignments_form(monkeypatch):
+    rows = [forgetting.five_percent_rule(task, BASE[task], FINAL[task], 0.0) for task in TASKS]
+    monkeypatch.setattr(forgetting, "drops", lambda metrics: rows)
+    assert forgetting.closing_report({}) == EXAMPLE
+
+
+def test_closing_report_says_fail_when_a_task_is_forgotten():
+    lines = forgetting.closing_report(METRICS).splitlines()
+    assert lines[-3].endswith("❌ FAIL") and lines[-2].endswith("✅ PASS")
+
+
+def test_tables_show_floor_gain_and_verdict():
+    stages = tables.stage_table(METRICS)
+    assert stages.loc["trivial floor", "mIoU"] == "0.030" and stages.loc["after stage 1", "Top-1"] == ""
+    forgetting = tables.forgetting_table(METRICS)
+    assert forgetting.loc["mAP@50", "drop"] == "-0.0200"
+    assert forgetting.loc["mIoU", "drop, % of baseline"] == "+10.0"
+
+
+def test_the_readme_holds_against_the_larger_of_both_baselines():
+    lines = readme.results_markdown(METRICS, {"seg": 0.3, "det": 0.6}, list("abcdefgh")).splitlines()
+    assert lines[2] == "| mIoU | 0.030 | 0.300 | 0.400 | 0.360 | +0.040 | 90 % | ❌ FAIL |"
+    det = METRICS["stages"]["cls"]["metrics"]["det"]["mAP@50"]
+    assert lines[3].startswith("| mAP@50 |") and f"| 0.600 | 0.100 | {det:.3f} | {0.6 - det:+.3f} |" in lines[3]
+    assert lines[3].endswith("❌ FAIL |") and lines[4].split(" | ")[2] == "–"
+
+
+def test_a_missing_stage_is_named():
+    with pytest.raises(UserError, match="all three stages"):
+        forgetting.drops(make_metrics([{"seg": 0.4}]))
+
+
+def test_damaged_metrics_file(tmp_path):
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(UserError, match=r"metrics\.json"):
+        forgetting.read_metrics(tmp_path / "metrics.json")
+
+
+def test_metrics_survive_json():
+    assert forgetting.drops(json.loads(json.dumps(METRICS))) == forgetting.drops(METRICS)
+
+
+def stage(first, last, **scores):
+    """A finished stage: training losses of its first and last epoch, and (value, floor) of each task."""
+    metrics = {task: {METRIC_NAMES[task]: value, "floor": floor} for task, (value, floor) in scores.items()}
+    return {"history": [{"loss": first}, {"loss": last}], "metrics": metrics}
+
+
+def test_a_stage_that_learned_passes():
+    stages.assert_learned(stage({"seg": 3.8}, {"seg": 3.2}, seg=(0.056, 0.037)), "seg")
+    losses = {"seg": 3.2, "det": 5.6}, {"seg": 2.9, "det": 5.0}
+    stages.assert_learned(stage(*losses, seg=(0.09, 0.037), det=(0.02, 0.0)), "det")
+
+
+@pytest.mark.parametrize(
+    ("task", "result", "word"),
+    [
+        ("seg", stage({"seg": 3.8}, {"seg": 3.7}, seg=(0.3, 0.04)), "did not fall"),
+        ("seg", stage({"seg": 3.8}, {"seg": 3.2}, seg=(0.045, 0.04)), "floor"),
+        ("det", stage({"det": 5.6}, {"det": 5.0}, seg=(0.3, 0.04), det=(0.1, 0)), "seg was not replayed"),
+        ("det", stage({"seg": 0, "det": 5.6}, {"seg": 0, "det": 5}, seg=(0.3, 0.04), det=(0.1, 0)), "not replayed"),
+        ("det", stage({"seg": 1, "det": 5.6}, {"seg": 1, "det": 5}, seg=(0.3, 0.04), det=(0.0, 0)), "det scores"),
+        ("cls", stage({"seg": 1, "det": 1, "cls": 3}, {"seg": 1, "det": 1, "cls": 2.4}, cls=(0.5, 0.1)), "guessing"),
+    ],
+)
+def test_a_stage_that_did_not_is_named(task, result, word):
+    with pytest.raises(AssertionError, match=word):
+        stages.assert_learned(result, task)

@@ -1,0 +1,132 @@
+"""Where a new model's weights come from, and that they arrive where they belong."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from torchvision.models import mobilenet_v2
+
+from mtl_utils import checkpoint, files, weights
+from mtl_utils.files import UserError
+from mtl_utils.model import ConvNorm, UnifiedModel, fold_batchnorm
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty data/weights/, and no wish of the user's."""
+    monkeypatch.setattr(files, "WEIGHTS_FOLDER", tmp_path)
+    monkeypatch.delenv(weights.VARIABLE, raising=False)
+    return tmp_path
+
+
+def warmed(path, widths="paper", seed=5) -> UnifiedModel:
+    """A model that is saved as stage 0 saves it, with a random classifier of five classes."""
+    torch.manual_seed(seed)
+    model = UnifiedModel(widths, 3, 3)
+    fold_batchnorm(model)
+    below = {k: v for k, v in model.state_dict().items() if k.split(".")[:2] != ["head", "2"]}
+    classifier = {"weight": torch.randn(5, 256), "bias": torch.randn(5)}
+    parts = {"model": checkpoint.halved(below), "classifier": checkpoint.halved(classifier)}
+    checkpoint.save(path, parts | {"classes": ["n0", "n1", "n2", "n3", "n4"], "widths": widths})
+    return model
+
+
+def test_without_weights_it_says_nothing(folder):
+    model = UnifiedModel("paper", 3, 3)
+    assert weights.load_starting_weights(model) == "nothing" and not model.has_imagenet_trunk
+
+
+def test_stage_0_weights_arrive_layer_by_layer(folder):
+    there = warmed(folder / "stage0_paper.pt")
+    model = UnifiedModel("paper", 3, 3)
+    assert weights.load_starting_weights(model).startswith("stage0_paper.pt ") and model.has_imagenet_trunk
+    mine = model.state_dict()
+    assert mine.keys() == there.state_dict().keys()
+    for name, value in there.state_dict().items():
+        assert torch.equal(mine[name], value.half().float()) != name.startswith("head.2."), name
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_classes_that_stage_0_knows_start_as_its_classifier_reads_them(folder):
+    warmed(folder / "stage0_paper.pt")
+    model = UnifiedModel("paper", 3, 3).eval()
+    before = model.head[-1].weight.clone(), model.head[-1].bias.clone()
+    weights.load_starting_weights(model, ("n3", "unknown", "n0"))
+    classifier = weights.classifier(weights.read(folder / "stage0_paper.pt"))
+    images = torch.rand(2, 3, 64, 96)
+    found, wanted = model(images).classification, classifier(model.head_features(images).mean((2, 3)))
+    assert torch.allclose(found[:, [0, 2]], wanted[:, [3, 0]], atol=1e-5)
+    untouched = [i for i in range(model.head[-1].out_channels) if i not in (8 + 21, 8 + 21 + 2)]
+    assert torch.equal(model.head[-1].weight[untouched], before[0][untouched])
+    assert torch.equal(model.head[-1].bias[untouched], before[1][untouched])
+
+
+def test_only_weights_of_the_same_widths_are_taken(folder):
+    warmed(folder / "stage0_paper.pt")
+    assert weights.weights_label("mobilenetv2") == "nothing"
+    assert weights.weights_label("paper") != "nothing"
+
+
+def test_the_named_file_goes_before_data_weights_and_stage_0_before_the_public_weights(folder, monkeypatch):
+    torch.save(mobilenet_v2(weights=None).state_dict(), folder / "mobilenet_v2-public.pt")
+    assert weights.weights_label("mobilenetv2").startswith("mobilenet_v2-public.pt ")
+    warmed(folder / "stage0_mobilenetv2.pt", "mobilenetv2")
+    assert weights.weights_label("mobilenetv2").startswith("stage0_mobilenetv2.pt ")
+    warmed(folder / "own.pt", "mobilenetv2", seed=6)
+    monkeypatch.setenv(weights.VARIABLE, str(folder / "own.pt"))
+    assert weights.weights_label("mobilenetv2").startswith("own.pt ")
+    monkeypatch.setenv(weights.VARIABLE, weights.NOTHING)
+    assert weights.weights_label("mobilenetv2") == "nothing"
+
+
+def test_public_weights_arrive_in_the_trunk_only(folder):
+    theirs = mobilenet_v2(weights=None).eval()
+    torch.save(theirs.state_dict(), folder / "mobilenet_v2.pt")
+    model = UnifiedModel("mobilenetv2", 3, 3)
+    weights.load_starting_weights(model)
+    image = torch.rand(1, 3, 64, 64)
+    assert torch.allclose(model.eval().backbone.trunk(image)[2], theirs.features(image), atol=1e-4)
+    kept = [block for block in model.backbone.pooling.modules() if isinstance(block, ConvNorm)]
+    assert all(isinstance(block[1], torch.nn.BatchNorm2d) for block in kept)
+
+
+def test_a_file_that_is_not_what_its_card_says_is_refused(folder):
+    path = folder / "stage0_paper.pt"
+    warmed(path)
+    path.with_suffix(".json").write_text(json.dumps({"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}))
+    assert weights.weights_label("paper") != "nothing"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(UserError, match="is damaged: its SHA-256 does not begin with"):
+        weights.load_starting_weights(UnifiedModel("paper", 3, 3))
+
+
+def test_a_download_that_is_not_what_its_name_says_is_refused(folder):
+    (folder / "mobilenet_v2-7ebf99e0.pth").write_bytes(b"half of it")
+    with pytest.raises(UserError, match="does not begin with 7ebf99e0"):
+        weights.weights_label("mobilenetv2")
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"garbage", "no weights file"), (None, "cannot be read")])
+def test_a_named_file_that_cannot_be_used_is_named(folder, monkeypatch, content, message):
+    path = folder / "mine.pt"
+    if content:
+        path.write_bytes(content)
+    monkeypatch.setenv(weights.VARIABLE, str(path))
+    with pytest.raises(UserError, match=f"mine.pt .*{message}"):
+        weights.load_starting_weights(UnifiedModel("mobilenetv2", 3, 3))
+
+
+def test_the_network_is_touched_only_when_told_to(folder, monkeypatch):
+    asked = []
+
+    def refuse(*_, **__):
+        asked.append(1)
+        raise OSError("no network")
+
+    monkeypatch.setattr(weights.MobileNet_V2_Weights, "get_state_dict", refuse)
+    assert weights.weights_label("mobilenetv2") == "nothing" and not asked
+    monkeypatch.setenv(weights.VARIABLE, "download")
+    with pytest.raises(UserError, match="could not be downloaded"):
+        weights.weights_label("mobilenetv2")
+    assert asked
