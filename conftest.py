@@ -1,4 +1,7 @@
-"""Chooses the smoke profile and a run folder of its own for every pytest session, notebooks included."""
+"""Chooses the smoke profile and a run folder of its own for every pytest session, notebooks included.
+
+Tests expect the default folder of runs, so a MTL_RUNS of whoever runs them must not reach them.
+"""
 
 import os
 import tempfile
@@ -7,7 +10,8 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set what the notebooks' kernels inherit; MTL_DATA_ROOT stays as the user has it."""
+    """Set what tests and the notebooks' kernels inherit; MTL_DATA_ROOT stays as the user has it."""
     os.environ["MTL_PROFILE"] = "smoke"
     os.environ["MTL_RUN"] = os.path.join(tempfile.mkdtemp(prefix="mtl_smoke_"), "run")
+    os.environ.pop("MTL_RUNS", None)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")

@@ -1,4 +1,4 @@
-"""python -m mtl_utils COMMAND: see commands.py."""
+"""python -m mtl_utils COMMAND: the commands are in cli/."""
 
 import sys
 

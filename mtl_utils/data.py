@@ -6,7 +6,9 @@ A sample is (image, target): image is a tv_tensors.Image, (3, H, W) uint8 RGB in
     cls: {"label": () int64}
 """
 
+from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,33 +16,39 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
+from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as TF
 from tqdm.auto import tqdm
 
 from mtl_utils import layout
 from mtl_utils.files import UserError
-from mtl_utils.layout import read_coco
-from mtl_utils.tasks import FOLDERS, IGNORE, VOC_CLASSES, Classes
+from mtl_utils.tasks import FOLDERS, IGNORE, VOC_CLASSES, Classes, Task
 
 BROKEN = (OSError, SyntaxError, ValueError)  # what PIL raises on damaged pictures
-Sample = tuple[tv_tensors.Image, dict[str, Tensor]]
+Target = dict[str, Tensor]
+Sample = tuple[tv_tensors.Image, Target]
+MASK_VALUES = (*range(len(VOC_CLASSES)), IGNORE)  # all that a VOC index mask may hold
 
 
 def find_classes(root: Path, split: str = "train") -> Classes:
-    """The class lists that the data itself gives: COCO's category table and the folder names."""
+    """The class lists that the data itself gives: COCO's category table, sorted by id, and the folder names."""
     path = layout.coco_json(root, split)
+    categories = layout.read_coco(path)["categories"]
     try:
-        ids, names = zip(*sorted((c["id"], c["name"]) for c in read_coco(path)["categories"]), strict=True)
+        table = sorted((category["id"], category["name"]) for category in categories)
+        ids, names = zip(*table, strict=True)  # a ValueError where there is no category
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} has no sound list of categories: `data check` says what is wrong.") from error
-    return Classes(det=names, det_ids=ids, cls=tuple(f.name for f in layout.class_folders(root, split)))
+    folders = [folder.name for folder in layout.class_folders(root, split)]
+    return Classes(det=names, det_ids=ids, cls=tuple(folders))
 
 
 def read_image(path: Path) -> tv_tensors.Image:
     """Decode a picture to (3, H, W) uint8 RGB. Raises UserError when it is missing, truncated or no picture."""
     try:
         with Image.open(path) as picture:
-            return tv_tensors.Image(TF.pil_to_tensor(picture.convert("RGB")))
+            pixels = TF.pil_to_tensor(picture.convert("RGB"))  # grey and palette pictures get three channels too
+            return tv_tensors.Image(pixels)
     except BROKEN as error:
         raise UserError(f"{path} cannot be read as a picture ({error}): fetch it again or take it out.") from error
 
@@ -49,26 +57,33 @@ def read_mask(path: Path) -> tv_tensors.Mask:
     """Read a VOC mask as it is, (H, W) uint8 of class indices. Raises UserError on any other value."""
     try:
         with Image.open(path) as picture:
+            # never converted: "L" made from a palette holds brightness, not class indices
             mask = np.array(picture) if picture.mode in ("P", "L") else None
     except BROKEN as error:
         raise UserError(f"{path} cannot be read as a mask ({error}): fetch it again or take it out.") from error
-    if mask is None or (np.setdiff1d(mask, (*range(len(VOC_CLASSES)), IGNORE))).size:
+    if mask is None or not np.isin(mask, MASK_VALUES).all():
         raise UserError(f"{path} is not an index mask of 0-20 and 255: take the palette PNG of VOC, not a colour copy.")
-    return tv_tensors.Mask(torch.from_numpy(mask))
+    return tv_tensors.Mask(torch.from_numpy(mask))  # (H, W) uint8
 
 
-class MiniSet(Dataset):
+class MiniSet(Dataset[Sample]):
     """One split of one task, wholly in memory; `ids` names each image (COCO's image id, else the file's stem)."""
 
-    def __init__(self, task: str, root: Path, split: str, classes: Classes):
-        self.task, self.split, self.root, self.classes = task, split, root, classes
-        entries = ENTRIES[task](root, split, classes)
+    def __init__(self, task: Task, root: Path, split: str, classes: Classes):
+        self.task = task
+        self.split = split
+        self.root = root
+        self.classes = classes
+        entries = self.entries()
         if not entries:
             raise UserError(f"{root / FOLDERS[task]} has no {split} images: run `python -m mtl_utils data check`.")
-        self.ids = [key for key, _, _ in entries]
-        self.paths = [path for _, path, _ in entries]
-        bar = tqdm(entries, desc=f"reading {FOLDERS[task]}/{split}", unit="image", leave=False, delay=2)
-        self.samples: list[Sample] = [READERS[task](path, label) for _, path, label in bar]
+        # decoded once: a mini set takes some hundred MB, and decoding costs more than a training step
+        self.ids = [entry.key for entry in entries]
+        self.paths = [entry.path for entry in entries]
+        # a bar only where reading takes longer than two seconds
+        title = f"reading {FOLDERS[task]}/{split}"
+        bar = tqdm(entries, desc=title, unit="image", leave=False, delay=2)
+        self.samples: list[Sample] = [read_sample(task, entry) for entry in bar]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -76,86 +91,158 @@ class MiniSet(Dataset):
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
 
+    def entries(self) -> list["Entry"]:
+        """Every image of the set with what is known about it, before anything is decoded."""
+        if self.task == "seg":
+            return seg_entries(self.root, self.split)
+        if self.task == "det":
+            return det_entries(self.root, self.split, self.classes, self.coco)
+        return cls_entries(self.root, self.split, self.classes)
+
+    @cached_property
+    def coco(self) -> dict[str, Any]:
+        """A detection set's COCO JSON, read once; evaluation needs it too."""
+        return layout.read_coco(layout.coco_json(self.root, self.split))
+
     @property
     def nbytes(self) -> int:
         """Bytes of memory that images and targets take."""
-        return sum(image.nbytes + sum(t.nbytes for t in target.values()) for image, target in self.samples)
+        total = 0
+        for image, target in self.samples:
+            total += image.nbytes
+            total += sum(value.nbytes for value in target.values())
+        return total
 
 
-def seg_entries(root: Path, split: str, classes: Classes) -> list[tuple]:
-    """(name, image path, mask path) of every VOC image."""
-    pairs = layout.voc_pairs(root, split)
-    if missing := [image for image, mask in pairs if mask is None]:
-        raise UserError(f"{missing[0]} has no mask beside it: fetch NAME.png or take the image out.")
-    return [(image.stem, image, mask) for image, mask in pairs]
+class BoxRow(NamedTuple):
+    """One object of a COCO JSON."""
+
+    xywh: tuple[float, float, float, float]  # left, top, width, height in pixels
+    label: int  # class index
+    crowd: bool  # a group that is outlined as one: neither object nor background
 
 
-def det_entries(root: Path, split: str, classes: Classes) -> list[tuple]:
-    """(image id, image path, annotations) of every COCO image, class indices instead of category ids."""
+class Entry(NamedTuple):
+    """One image of a set that is not decoded yet."""
+
+    key: str | int  # COCO's image id, else the name
+    path: Path
+    label: Path | list[BoxRow] | int  # the mask's path (seg), the objects (det), the class index (cls)
+
+
+def seg_entries(root: Path, split: str) -> list[Entry]:
+    """Every VOC image with its mask. Raises UserError for an image without one."""
+    entries = []
+    for image, mask in layout.voc_pairs(root, split):
+        if mask is None:
+            raise UserError(f"{image} has no mask beside it: fetch NAME.png or take the image out.")
+        entries.append(Entry(image.stem, image, mask))
+    return entries
+
+
+def det_entries(root: Path, split: str, classes: Classes, coco: dict[str, Any]) -> list[Entry]:
+    """Every COCO image with its objects, class indices instead of category ids, in the order of the JSON.
+
+    Raises UserError where the JSON is faulty, names an image that is missing or a class the model does not have.
+    """
     path = layout.coco_json(root, split)
-    coco = read_coco(path)
     try:
-        table = {(c["id"], c["name"]) for c in coco["categories"]}
-        if not table <= set(zip(classes.det_ids, classes.det, strict=True)):
-            raise UserError(f"{path} has categories the model was not trained for: take a model for {sorted(table)}.")
-        files = {image["id"]: layout.coco_image(root, split, image["file_name"]) for image in coco["images"]}
-        if missing := [image["file_name"] for image in coco["images"] if files[image["id"]] is None]:
-            raise UserError(f"{missing[0]}, which {path} lists, is missing: fetch it or take it out.")
-        boxes = {key: [] for key in files}
-        for a in coco["annotations"]:
-            if a["image_id"] not in boxes or a["category_id"] not in classes.det_ids:
-                raise UserError(f"{path}: annotation {a.get('id')} names no known image or category: see `data check`.")
-            x, y, width, height = map(float, a["bbox"])
-            row = ((x, y, width, height), classes.det_ids.index(a["category_id"]), bool(a.get("iscrowd", 0)))
-            boxes[a["image_id"]].append(row)
+        check_categories(path, coco, classes)
+        photos = find_photos(root, split, coco)
+        objects: dict[int, list[BoxRow]] = {key: [] for key in photos}
+        for annotation in coco["annotations"]:  # crowds too: evaluation and the loss need them
+            image = annotation["image_id"]
+            if image not in objects or annotation["category_id"] not in classes.det_ids:
+                number = annotation.get("id")
+                raise UserError(f"{path}: annotation {number} names no known image or category: see `data check`.")
+            objects[image].append(box_row(annotation, classes))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is faulty ({error!r}): `python -m mtl_utils data check` lists all faults.") from error
-    return [(key, file, boxes[key]) for key, file in files.items()]
+    return [Entry(key, photo, objects[key]) for key, photo in photos.items()]
 
 
-def cls_entries(root: Path, split: str, classes: Classes) -> list[tuple]:
-    """(name, image path, class index) of every Imagenette image."""
+def check_categories(path: Path, coco: dict[str, Any], classes: Classes) -> None:
+    """Raise UserError where the JSON has a category, an id with its name, that the model was not built for."""
+    # id and name together, so that a set in another order is not taken for this one
+    present = {(category["id"], category["name"]) for category in coco["categories"]}
+    known = set(zip(classes.det_ids, classes.det, strict=True))
+    if not present <= known:
+        raise UserError(f"{path} has categories the model was not trained for: take a model for {sorted(present)}.")
+
+
+def find_photos(root: Path, split: str, coco: dict[str, Any]) -> dict[int, Path]:
+    """The photograph of each image id. Raises UserError for the first that is missing."""
+    photos = {}
+    for image in coco["images"]:
+        photo = layout.coco_image(root, split, image["file_name"])
+        if photo is None:  # nowhere below the set's folder
+            path = layout.coco_json(root, split)
+            raise UserError(f"{image['file_name']}, which {path} lists, is missing: fetch it or take it out.")
+        photos[image["id"]] = photo
+    return photos
+
+
+def box_row(annotation: dict[str, Any], classes: Classes) -> BoxRow:
+    """One annotation; its category is known."""
+    left, top, width, height = map(float, annotation["bbox"])
+    label = classes.det_ids.index(annotation["category_id"])  # COCO's ids have gaps, indices have none
+    crowd = bool(annotation.get("iscrowd", 0))  # other tools leave it out
+    return BoxRow((left, top, width, height), label, crowd)
+
+
+def cls_entries(root: Path, split: str, classes: Classes) -> list[Entry]:
+    """Every Imagenette image with its class index. Raises UserError for a class the model does not have."""
     entries = []
     for folder in layout.class_folders(root, split):
         if folder.name not in classes.cls:
             raise UserError(f"{folder} is a class the model was not trained for: its classes are {classes.cls}.")
-        label = classes.cls.index(folder.name)
-        entries += [(f"{folder.name}/{path.stem}", path, label) for path in layout.class_images(folder)]
+        label = classes.cls.index(folder.name)  # of training's list, whatever folders are here
+        for path in layout.class_images(folder):
+            name = f"{folder.name}/{path.stem}"  # a stem alone may stand in two folders
+            entries.append(Entry(name, path, label))
     return entries
 
 
-def read_seg(path: Path, mask_path: Path) -> Sample:
-    """One segmentation sample."""
-    image, mask = read_image(path), read_mask(mask_path)
+def read_sample(task: Task, entry: Entry) -> Sample:
+    """Decode one image and make its target."""
+    image = read_image(entry.path)
+    if isinstance(entry.label, Path):
+        return image, seg_target(image, entry.label)
+    if isinstance(entry.label, list):
+        return image, det_target(image, entry.label)
+    return image, {"label": torch.tensor(entry.label)}
+
+
+def seg_target(image: tv_tensors.Image, mask_path: Path) -> Target:
+    """The target of a segmentation sample. Raises UserError where image and mask differ in size."""
+    mask = read_mask(mask_path)
     if image.shape[-2:] != mask.shape[-2:]:
         raise UserError(f"{mask_path} is of another size than its image: fetch both again.")
-    return image, {"mask": mask}
+    return {"mask": mask}
 
 
-def read_det(path: Path, annotations: list) -> Sample:
-    """One detection sample; boxes are clipped to the image and dropped where less than a pixel is left."""
-    image = read_image(path)
+def det_target(image: tv_tensors.Image, objects: list[BoxRow]) -> Target:
+    """The target of a detection sample; boxes are clipped to the image and dropped where less than a pixel is left."""
     height, width = image.shape[-2:]
-    boxes = torch.tensor([a[0] for a in annotations], dtype=torch.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    boxes = TF.clamp_bounding_boxes(tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)))
-    good = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(dim=1)
-    labels = torch.tensor([a[1] for a in annotations], dtype=torch.int64)
-    crowd = torch.tensor([a[2] for a in annotations], dtype=torch.bool)
-    return image, {"boxes": tv_tensors.wrap(boxes[good], like=boxes), "labels": labels[good], "crowd": crowd[good]}
+    xywh = [row.xywh for row in objects]
+    rows = torch.tensor(xywh, dtype=torch.float32).reshape(-1, 4)  # (N, 4) XYWH, N may be 0
+    corners = box_convert(rows, "xywh", "xyxy")
+    boxes = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width))
+    boxes = TF.clamp_bounding_boxes(boxes)  # COCO's coordinates are rounded and may reach outside
+    left, top, right, bottom = boxes.unbind(dim=1)
+    kept = (right - left >= 1) & (bottom - top >= 1)  # (N,) bool
+    boxes = tv_tensors.wrap(boxes[kept], like=boxes)
+    labels = torch.tensor([row.label for row in objects], dtype=torch.int64)
+    crowd = torch.tensor([row.crowd for row in objects], dtype=torch.bool)
+    return {"boxes": boxes, "labels": labels[kept], "crowd": crowd[kept]}
 
 
-def read_cls(path: Path, label: int) -> Sample:
-    """One classification sample."""
-    return read_image(path), {"label": torch.tensor(label)}
-
-
-ENTRIES = {"seg": seg_entries, "det": det_entries, "cls": cls_entries}
-READERS = {"seg": read_seg, "det": read_det, "cls": read_cls}
-
-
-def classes_of(task: str, target: dict[str, Tensor]) -> list[int]:
+def classes_of(task: Task, target: Target) -> list[int]:
     """The class indices of one target: present ones without background (seg), one a box (det), the label (cls)."""
     if task == "seg":
-        return [c for c in target["mask"].unique().tolist() if c not in (0, IGNORE)]
-    return target["labels"].tolist() if task == "det" else [int(target["label"])]
+        present = target["mask"].unique().tolist()  # type: ignore[no-untyped-call]
+        return [index for index in present if index not in (0, IGNORE)]  # 0: background
+    if task == "det":
+        labels: list[int] = target["labels"].tolist()
+        return labels
+    return [int(target["label"])]

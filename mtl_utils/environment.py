@@ -1,1 +1,65 @@
-"""The environment variables that the project reads."""
+"""The environment variables that the project reads, each at the call, so that a test or a notebook may set them.
+
+Imports nothing that has to be installed.
+"""
+
+import os
+from pathlib import Path
+
+from mtl_utils import files
+
+PROFILE = "MTL_PROFILE"  # smoke, quick or full
+DATA_ROOT = "MTL_DATA_ROOT"  # folder of the mini sets
+RUN = "MTL_RUN"  # folder of one run
+RUNS = "MTL_RUNS"  # folder that holds the runs
+IMAGENET_WEIGHTS = "MTL_IMAGENET_WEIGHTS"  # a file, "download" or "nothing"
+COLAB = "COLAB_RELEASE_TAG"  # set by Google Colab
+
+
+def profile() -> str | None:
+    """The profile that the user chose, None for the default one."""
+    return os.environ.get(PROFILE) or None
+
+
+def data_root() -> str | None:
+    """The folder of the mini sets that the user chose, None for none."""
+    return os.environ.get(DATA_ROOT) or None
+
+
+def run_folder() -> str | None:
+    """The folder of the run that the user chose, None for the default one."""
+    return os.environ.get(RUN) or None
+
+
+def runs_folder() -> Path:
+    """The folder that holds the runs: MTL_RUNS, else runs/ of the project."""
+    chosen = os.environ.get(RUNS)
+    return Path(chosen) if chosen else files.PROJECT / "runs"
+
+
+def imagenet_weights() -> str:
+    """What new models start from: a file, "download", "nothing", or "" for the best weights at hand."""
+    return os.environ.get(IMAGENET_WEIGHTS, "")
+
+
+# set by torchrun; without it there is one process
+
+
+def process_rank() -> int:
+    """The number of this process, from 0."""
+    return int(os.environ.get("RANK", 0))
+
+
+def process_count() -> int:
+    """How many processes share the work."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def in_colab() -> bool:
+    """Whether this is Google Colab."""
+    return COLAB in os.environ

@@ -1,4 +1,4 @@
-"""The three metrics, honestly: over the whole set, in each image's own pixels, each beside its trivial floor.
+"""The three metrics: over the whole set, in each image's own pixels, each beside its trivial floor.
 
 mIoU     mean over classes of TP / (TP + FP + FN) from one 21 x 21 confusion matrix of all pixels but 255; a class that
          neither the masks nor the predictions hold has no IoU and is left out
@@ -9,204 +9,340 @@ The floors: everything background; no detections; always the most frequent class
 
 import contextlib
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
-from torchvision import tv_tensors
 from torchvision.ops import box_convert, box_iou
 from tqdm.auto import tqdm
 
-from mtl_utils import layout
-from mtl_utils.data import MiniSet
+from mtl_utils.data import MiniSet, Target
 from mtl_utils.detection import decode
-from mtl_utils.layout import read_coco
-from mtl_utils.model import Outputs, resize
-from mtl_utils.tasks import IGNORE, METRIC_NAMES, VOC_CLASSES
-from mtl_utils.transforms import Letterbox, collate, eval_transform
+from mtl_utils.model import Outputs
+from mtl_utils.tasks import IGNORE, METRIC_NAMES, VOC_CLASSES, Task
+from mtl_utils.transforms import Letterbox, eval_transform, to_batch
 
 EVAL_BATCH = 10  # images in one forward: a sixth of a val set
 SHOWN = 0.3  # detections below this score are not drawn (they do count in mAP)
+MATCH_IOU = 0.5  # the least overlap of a detection with the object that it finds: the 50 of mAP@50
+NO_DETECTION = (-2.0, -2.0, 1.0, 1.0, 0.0)  # left, top, width, height, score: lies outside every image
+
+Predictions = list[Any]  # of one task, one an image: masks, detections or class probabilities
+Detections = dict[str, Tensor]  # boxes (N, 4) XYXY in pixels, scores (N,), labels (N,) int64, best first
 
 
-def read_masks(outputs: Outputs, images: list[Tensor], size: int) -> list[Tensor]:
+@dataclass(frozen=True)
+class TaskMetrics:
+    """The metrics of one task on one set."""
+
+    task: Task
+    value: float  # the metric that judges the task, in [0, 1]
+    floor: float  # what the trivial prediction scores
+    per_class: dict[str, float | None]  # IoU, AP@50 or recall by class name; None where the class has none
+    images: int  # size of the set
+    confusion: list[list[int]] | None = None  # true class by row, predicted by column: pixels (seg) or images (cls)
+    mean_ap: float | None = None  # detection only: mAP over overlaps .5:.95
+
+    @property
+    def name(self) -> str:
+        """What the metric is called."""
+        return METRIC_NAMES[self.task]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types under the keys of metrics.json; the metric stands under its name."""
+        values: dict[str, Any] = {self.name: self.value}
+        if self.mean_ap is not None:
+            values["mAP"] = self.mean_ap
+        values |= {"floor": self.floor, "per_class": self.per_class}
+        if self.confusion is not None:
+            values["confusion"] = self.confusion
+        return values | {"images": self.images}
+
+    @classmethod
+    def from_dict(cls, task: Task, values: dict[str, Any]) -> "TaskMetrics":
+        """The inverse of as_dict."""
+        return cls(
+            task=task,
+            value=values[METRIC_NAMES[task]],
+            floor=values["floor"],
+            per_class=values["per_class"],
+            images=values["images"],
+            confusion=values.get("confusion"),
+            mean_ap=values.get("mAP"),
+        )
+
+
+StageMetrics = dict[Task, dict[Task, TaskMetrics]]  # after each stage, of every task learned by then
+
+
+# ---- from images to predictions
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, task: Task, images: Sequence[Tensor], size: int) -> Predictions:
+    """Predictions of one task for images (each (3, H, W) uint8), in their own pixels.
+
+    `size` is the side of the square input. Returns one prediction an image: a mask (H, W) uint8, detections (boxes
+    (N, 4) XYXY inside the image, scores (N,), labels (N,), best first), or class probabilities (C,).
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    batch = to_batch(images, eval_transform(task, size))  # (B, 3, size, size)
+    outputs = model(batch.to(device))
+    if task == "seg":
+        return read_masks(outputs, images, size)
+    if task == "det":
+        return read_detections(outputs, images, size)
+    return read_classes(outputs)
+
+
+def read_masks(outputs: Outputs, images: Sequence[Tensor], size: int) -> list[Tensor]:
     """Masks (H, W) uint8 in each image's own size from the outputs for letterboxed images."""
+    letterbox = Letterbox(size)
     masks = []
     for logits, image in zip(outputs.segmentation, images, strict=True):
-        height, width = Letterbox(size).content(image.shape[-2:])
-        own = resize(logits[None, :, :height, :width], image.shape[-2:])
-        masks.append(own[0].argmax(0).byte().cpu())
+        own = letterbox.undo_mask(logits, image.shape[-2:])  # (21, H, W)
+        masks.append(own.argmax(0).byte().cpu())
     return masks
 
 
-def read_detections(outputs: Outputs, images: list[Tensor], size: int) -> list[dict[str, Tensor]]:
+def read_detections(outputs: Outputs, images: Sequence[Tensor], size: int) -> list[Detections]:
     """Detections of each image (see detection.decode), boxes in its own pixels and inside it."""
+    letterbox = Letterbox(size)
     detections = decode(outputs.detection)
-    for found, image in zip(detections, images, strict=True):
-        height, width = image.shape[-2:]
-        boxes = found["boxes"] * (max(height, width) / size)
-        found["boxes"] = torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], 2).flatten(1)
-    return [{k: v.cpu() for k, v in found.items()} for found in detections]
+    moved = []
+    for detection, image in zip(detections, images, strict=True):
+        boxes = letterbox.undo_boxes(detection["boxes"], image.shape[-2:])
+        on_cpu = {name: value.cpu() for name, value in detection.items()}
+        moved.append(on_cpu | {"boxes": boxes.cpu()})
+    return moved
 
 
-def read_classes(outputs: Outputs, images: list[Tensor], size: int) -> list[Tensor]:
+def read_classes(outputs: Outputs) -> list[Tensor]:
     """Class probabilities (C,) of each image."""
     return list(outputs.classification.softmax(dim=1).cpu())
 
 
-READERS = {"seg": read_masks, "det": read_detections, "cls": read_classes}
-
-
-@torch.inference_mode()
-def predict(model: nn.Module, task: str, images: list[tv_tensors.Image], size: int) -> list:
-    """What the model says about images (each (3, H, W) uint8) for one task, in their own pixels."""
-    model.eval()
-    device = next(model.parameters()).device
-    batch, _ = collate([(image, {"label": torch.tensor(0)}) for image in images], eval_transform(task, size), "cls")
-    return READERS[task](model(batch.to(device)), images, size)
-
-
-def predict_set(model: nn.Module, dataset: MiniSet, size: int) -> list:
+def predict_set(model: nn.Module, dataset: MiniSet, size: int) -> Predictions:
     """`predict` for a whole set, in its order."""
     images = [image for image, _ in dataset.samples]
-    starts = tqdm(range(0, len(images), EVAL_BATCH), desc=f"evaluating {dataset.task}", leave=False, delay=5)
-    return [p for i in starts for p in predict(model, dataset.task, images[i : i + EVAL_BATCH], size)]
+    predictions: Predictions = []
+    starts = range(0, len(images), EVAL_BATCH)
+    for start in tqdm(starts, desc=f"evaluating {dataset.task}", leave=False, delay=5):
+        batch = images[start : start + EVAL_BATCH]
+        predictions += predict(model, dataset.task, batch, size)
+    return predictions
 
 
-def confusion_matrix(truth: Tensor, guess: Tensor, classes: int) -> Tensor:
-    """(C, C) int64 counts, true class by row and predicted class by column; truth 255 is left out."""
-    kept = truth != IGNORE
-    pairs = truth[kept].long() * classes + guess[kept].long()
+# ---- segmentation and classification: confusion matrices
+
+
+def confusion_matrix(target: Tensor, prediction: Tensor, classes: int) -> Tensor:
+    """(C, C) int64 counts, true class by row and predicted class by column; target 255 is left out."""
+    kept = target != IGNORE
+    pairs = target[kept].long() * classes + prediction[kept].long()  # each (true, predicted) as one number
     return torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def class_iou(matrix: Tensor) -> Tensor:
     """IoU (C,) of each class of a confusion matrix; NaN for a class that does not occur at all."""
     hits = matrix.diagonal().double()
-    return hits / (matrix.sum(0) + matrix.sum(1) - hits)
+    union = matrix.sum(0) + matrix.sum(1) - hits
+    return hits / union
 
 
-def segmentation_metrics(dataset: MiniSet, masks: list[Tensor]) -> dict:
-    """mIoU with its floor, IoU of each class (None where it does not occur) and the confusion matrix."""
-    n = len(VOC_CLASSES)
-    truths = [target["mask"].as_subclass(Tensor) for _, target in dataset.samples]
-    matrix = sum(confusion_matrix(t, m, n) for t, m in zip(truths, masks, strict=True))
-    floor = sum(confusion_matrix(t, torch.zeros_like(t), n) for t in truths)
-    return {
-        "mIoU": class_iou(matrix).nanmean().item(),
-        "floor": class_iou(floor).nanmean().item(),
-        "per_class": dict(zip(VOC_CLASSES, _plain(class_iou(matrix)), strict=True)),
-        "confusion": matrix.tolist(),
-    }
+def segmentation_metrics(dataset: MiniSet, masks: Sequence[Tensor]) -> TaskMetrics:
+    """mIoU, its floor, the IoU of each class and the confusion matrix of pixels, from masks (H, W) uint8."""
+    classes = len(VOC_CLASSES)
+    matrix = torch.zeros(classes, classes, dtype=torch.int64)
+    floor = torch.zeros_like(matrix)
+    for (_, target), mask in zip(dataset.samples, masks, strict=True):
+        true = target["mask"].as_subclass(Tensor)
+        background = torch.zeros_like(true)
+        matrix += confusion_matrix(true, mask, classes)
+        floor += confusion_matrix(true, background, classes)
+    iou = class_iou(matrix)
+    return TaskMetrics(
+        task="seg",
+        value=iou.nanmean().item(),
+        floor=class_iou(floor).nanmean().item(),
+        per_class=dict(zip(VOC_CLASSES, without_nan(iou), strict=True)),
+        images=len(dataset),
+        confusion=matrix.tolist(),
+    )
 
 
-def detection_metrics(dataset: MiniSet, detections: list[dict[str, Tensor]]) -> dict:
-    """mAP@50, mAP and AP@50 of each class (None where the set has no object of it), by pycocotools."""
-    classes = dataset.classes
+def classification_metrics(dataset: MiniSet, probabilities: Sequence[Tensor]) -> TaskMetrics:
+    """Top-1, its floor, the recall of each class and the confusion matrix, from probabilities (C,) of each image."""
+    names = dataset.classes.names("cls")
+    labels = torch.stack([target["label"] for _, target in dataset.samples])  # (N,)
+    predicted = torch.stack(list(probabilities)).argmax(1)  # (N,)
+    matrix = confusion_matrix(labels, predicted, len(names))
+    images_of_class = matrix.sum(1)
+    recall = matrix.diagonal().double() / images_of_class
+    return TaskMetrics(
+        task="cls",
+        value=(matrix.diagonal().sum() / matrix.sum()).item(),
+        floor=(images_of_class.max() / matrix.sum()).item(),
+        per_class=dict(zip(names, without_nan(recall), strict=True)),
+        images=len(dataset),
+        confusion=matrix.tolist(),
+    )
+
+
+def without_nan(values: Tensor) -> list[float | None]:
+    """Numbers for JSON: None instead of NaN."""
+    numbers: list[float] = values.tolist()
+    return [None if number != number else number for number in numbers]  # NaN alone differs from itself
+
+
+# ---- detection: COCO's average precision
+
+
+def detection_metrics(dataset: MiniSet, detections: Sequence[Detections]) -> TaskMetrics:
+    """mAP@50, mAP and the AP@50 of each class (None where the set has no object of it), by pycocotools."""
+    names = dataset.classes.det
     precision = coco_precision(dataset, detections)  # (10 overlaps, 101 recalls, C), -1 where a class has no object
-    per_class = [p[p > -1].mean() if (p > -1).any() else np.nan for p in precision[0].T]
-    return {
-        "mAP@50": float(np.nan_to_num(np.nanmean(per_class))) if not np.isnan(per_class).all() else 0.0,
-        "mAP": float(precision[precision > -1].mean()) if (precision > -1).any() else 0.0,
-        "floor": 0.0,
-        "per_class": dict(zip(classes.det, _plain(torch.tensor(per_class)), strict=True)),
-    }
+    per_class = class_ap(precision[0])  # (C,)
+    known = precision[precision > -1]
+    return TaskMetrics(
+        task="det",
+        value=mean_ap(precision[0]),
+        floor=0.0,  # of no detections
+        per_class=dict(zip(names, without_nan(torch.from_numpy(per_class)), strict=True)),
+        images=len(dataset),
+        mean_ap=float(known.mean()) if known.size else 0.0,
+    )
 
 
-def coco_precision(dataset: MiniSet, detections: list[dict[str, Tensor]]) -> np.ndarray:
+def class_ap(precision: np.ndarray) -> np.ndarray:
+    """Average precision (C,) of each class from COCO's precision (101 recalls, C); NaN for a class without objects."""
+    values = []
+    for at_recalls in precision.T:
+        known = at_recalls[at_recalls > -1]
+        values.append(known.mean() if known.size else np.nan)
+    return np.array(values, dtype=float)
+
+
+def mean_ap(precision: np.ndarray) -> float:
+    """Mean over the classes with objects of COCO's precision (101 recalls, C); 0 where no class has one."""
+    values = class_ap(precision)
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else 0.0
+
+
+def coco_precision(dataset: MiniSet, detections: Sequence[Detections]) -> np.ndarray:
     """COCOeval's precision over all sizes at 100 detections an image, (10 overlaps, 101 recalls, C)."""
     run = coco_evaluation(dataset, detections)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         run.accumulate()
-    return run.eval["precision"][:, :, :, 0, 2]
+    precision: np.ndarray = run.eval["precision"]  # (overlaps, recalls, C, sizes, limits of detections)
+    return precision[:, :, :, 0, 2]
 
 
-def coco_evaluation(dataset: MiniSet, detections: list[dict[str, Tensor]], **params) -> COCOeval:
-    """COCOeval, with these parameters of its own, after matching every detection to the truth: ready to accumulate."""
-    ids = dataset.classes.det_ids
-    rows = [
-        (image_id, *box, score, ids[label])
-        for image_id, found in zip(dataset.ids, detections, strict=True)
-        for box, score, label in zip(
-            box_convert(found["boxes"], "xyxy", "xywh").tolist(),
-            found["scores"].tolist(),
-            found["labels"].tolist(),
-            strict=True,
-        )
-    ]
-    truth = read_coco(layout.coco_json(dataset.root, dataset.split))
-    truth["categories"] = [{"id": i, "name": n} for i, n in zip(ids, dataset.classes.det, strict=True)]
-    for number, a in enumerate(truth["annotations"], 1):
-        a["id"] = number  # COCOeval takes an object with id 0 for missed
-        a.setdefault("area", a["bbox"][2] * a["bbox"][3])
-        a.setdefault("iscrowd", 0)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools talks
-        coco = COCO()
-        coco.dataset = truth
-        coco.createIndex()
-        # an array of no rows is what loadRes cannot read: one detection of score 0 outside every image stands for it
-        result = coco.loadRes(np.array(rows or [(dataset.ids[0], -2.0, -2.0, 1.0, 1.0, 0.0, ids[0])]))
-        run = COCOeval(coco, result, "bbox")
+def coco_evaluation(dataset: MiniSet, detections: Sequence[Detections], **params: Any) -> COCOeval:
+    """COCOeval, with these parameters of its own, after matching every detection to an object: ready to accumulate."""
+    rows = coco_rows(dataset, detections)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        truth = coco_truth(dataset)
+        run = COCOeval(truth, truth.loadRes(rows), "bbox")
         run.params.imgIds = sorted(dataset.ids)
         vars(run.params).update(params)
         run.evaluate()
     return run
 
 
-def classification_metrics(dataset: MiniSet, probabilities: list[Tensor]) -> dict:
-    """Top-1 with its floor, recall of each class (None where the set has no image of it) and the confusion matrix."""
-    n = len(dataset.classes.cls)
-    truth = torch.stack([target["label"] for _, target in dataset.samples])
-    matrix = confusion_matrix(truth, torch.stack(probabilities).argmax(1), n)
-    recall = matrix.diagonal().double() / matrix.sum(1)
-    return {
-        "Top-1": (matrix.diagonal().sum() / matrix.sum()).item(),
-        "floor": (matrix.sum(1).max() / matrix.sum()).item(),
-        "per_class": dict(zip(dataset.classes.names("cls"), _plain(recall), strict=True)),
-        "confusion": matrix.tolist(),
-    }
+def coco_truth(dataset: MiniSet) -> COCO:
+    """The objects of a set as COCOeval needs them."""
+    classes = dataset.classes
+    categories = []
+    for number, name in zip(classes.det_ids, classes.det, strict=True):
+        categories.append({"id": number, "name": name})
+    annotations = []
+    for number, annotation in enumerate(dataset.coco["annotations"], 1):
+        width, height = annotation["bbox"][2:]
+        defaults = {"area": width * height, "iscrowd": 0}  # COCO always has both, other tools may leave them out
+        # numbered anew from 1, since COCOeval takes an object with id 0 for missed
+        annotations.append(defaults | annotation | {"id": number})
+    truth = COCO()
+    truth.dataset = dataset.coco | {"annotations": annotations, "categories": categories}
+    truth.createIndex()
+    return truth
 
 
-def mask_score(guess: Tensor, target: dict[str, Tensor]) -> float:
+def coco_rows(dataset: MiniSet, detections: Sequence[Detections]) -> np.ndarray:
+    """Detections as COCO reads them: (N, 7) float64 of image id, left, top, width, height, score, category id."""
+    category_ids = torch.tensor(dataset.classes.det_ids)
+    blocks = []
+    for image_id, detection in zip(dataset.ids, detections, strict=True):
+        boxes = box_convert(detection["boxes"], "xyxy", "xywh")  # (n, 4)
+        scores = detection["scores"][:, None]
+        categories = category_ids[detection["labels"]][:, None]
+        ids = np.full((len(boxes), 1), image_id, dtype=float)
+        blocks.append(np.concatenate([ids, boxes.numpy(), scores.numpy(), categories.numpy()], axis=1))
+    rows = np.concatenate(blocks)
+    if len(rows):
+        return rows
+    # an array of no rows is what loadRes cannot read: one detection of score 0 outside every image stands for it
+    return np.array([(dataset.ids[0], *NO_DETECTION, dataset.classes.det_ids[0])], dtype=float)
+
+
+# ---- one image
+
+
+def mask_score(mask: Tensor, target: Target) -> float:
     """Mean IoU of the classes that one image's mask or its prediction holds, background included."""
-    matrix = confusion_matrix(target["mask"].as_subclass(Tensor), guess, len(VOC_CLASSES))
+    matrix = confusion_matrix(target["mask"].as_subclass(Tensor), mask, len(VOC_CLASSES))
     return class_iou(matrix).nanmean().item()
 
 
-def boxes_score(found: dict[str, Tensor], target: dict[str, Tensor]) -> float:
+def boxes_score(detections: Detections, target: Target) -> float:
     """Share of right ones among an image's objects and shown detections together: TP / (TP + FP + FN), crowds left out.
 
     Detections below SHOWN are not counted; an object is found by the first one of its class with an overlap of .5.
     """
-    shown, real = found["scores"] >= SHOWN, ~target["crowd"]
-    boxes, labels = found["boxes"][shown], found["labels"][shown]
-    truth, names = target["boxes"].as_subclass(Tensor)[real], target["labels"][real]
-    match = (box_iou(boxes, truth) >= 0.5) & (labels[:, None] == names)
-    taken = set()
-    for row in match:
-        taken |= set([i for i in row.nonzero().flatten().tolist() if i not in taken][:1])
-    everything = len(boxes) + len(truth) - len(taken)
-    return len(taken) / everything if everything else 1.0
+    shown = detections["scores"] >= SHOWN
+    real = ~target["crowd"]
+    objects = target["boxes"].as_subclass(Tensor)[real]  # (M, 4)
+    overlap = box_iou(detections["boxes"][shown], objects)  # (N, M)
+    same_class = detections["labels"][shown][:, None] == target["labels"][real]
+    matches = (overlap >= MATCH_IOU) & same_class
+    found: set[int] = set()  # indices of objects
+    for row in matches:  # best detection first
+        free = [index for index in row.nonzero().flatten().tolist() if index not in found]
+        found.update(free[:1])
+    everything = len(matches) + len(objects) - len(found)
+    return len(found) / everything if everything else 1.0
 
 
-def class_score(probabilities: Tensor, target: dict[str, Tensor]) -> float:
+def class_score(probabilities: Tensor, target: Target) -> float:
     """Probability that the model gives to the right class."""
     return probabilities[target["label"]].item()
 
 
-IMAGE_SCORES = {"seg": mask_score, "det": boxes_score, "cls": class_score}  # how good one image's prediction is, 0 to 1
-METRICS = {"seg": segmentation_metrics, "det": detection_metrics, "cls": classification_metrics}
+IMAGE_SCORES = {"seg": mask_score, "det": boxes_score, "cls": class_score}  # how good one prediction is, 0 to 1
 
 
-def evaluate(model: nn.Module, dataset: MiniSet, size: int) -> dict:
-    """All metrics of one task on one set; METRIC_NAMES[task] is the key of the one that counts."""
-    metrics = METRICS[dataset.task](dataset, predict_set(model, dataset, size))
-    assert 0 <= metrics[METRIC_NAMES[dataset.task]] <= 1
-    return metrics | {"images": len(dataset)}
+# ---- a whole set
 
 
-def _plain(values: Tensor) -> list[float | None]:
-    """Numbers for JSON: None instead of NaN."""
-    return [None if v != v else v for v in values.tolist()]
+def evaluate(model: nn.Module, dataset: MiniSet, size: int) -> TaskMetrics:
+    """All metrics of one task on one set, read from inputs of size x size pixels."""
+    predictions = predict_set(model, dataset, size)
+    metrics = set_metrics(dataset, predictions)
+    assert 0 <= metrics.value <= 1
+    return metrics
+
+
+def set_metrics(dataset: MiniSet, predictions: Predictions) -> TaskMetrics:
+    """The metrics of a set's task from one prediction an image."""
+    if dataset.task == "seg":
+        return segmentation_metrics(dataset, predictions)
+    if dataset.task == "det":
+        return detection_metrics(dataset, predictions)
+    return classification_metrics(dataset, predictions)

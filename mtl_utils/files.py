@@ -4,11 +4,12 @@ Uses the standard library only, so that every other module may import it.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 PROJECT = Path(__file__).resolve().parents[1]  # the folder that holds README.md, notebooks/ and data/
 COMMITTED_METRICS = PROJECT / "figures" / "metrics.json"  # of the committed run on real photographs
@@ -17,6 +18,7 @@ COMMITTED_WEIGHTS = WEIGHTS_FOLDER / "three_tasks.pt"  # the committed run's mod
 STUDY_RESULTS = PROJECT / "figures" / "study"  # one folder a profile, one JSON a run
 RUN_LOG = PROJECT / "figures" / "runs.csv"  # one line a run: how the recipe was found
 NOTEBOOKS = PROJECT / "notebooks"
+HASH_BLOCK = 1 << 20  # bytes that are hashed at a time, so that an archive of gigabytes takes no memory
 
 
 class UserError(Exception):
@@ -26,22 +28,26 @@ class UserError(Exception):
 def user_path(value: str | Path) -> Path:
     """A path that a user gave: relative ones count from the current folder, or else from the project's."""
     path = Path(value).expanduser()
-    return path.resolve() if path.exists() else (PROJECT / path).resolve()
+    if path.exists():
+        return path.resolve()
+    return (PROJECT / path).resolve()
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a file; `path` holds either its whole new content or what it held before.
 
-    Raises UserError when the disk is full or the folder cannot be written.
+    The temporary name holds the process id, so that two processes never write into one file. Raises UserError when
+    the disk is full or the folder cannot be written.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
+            file.flush()  # what waits in Python's own buffer would miss the sync
+            os.fsync(file.fileno())  # the content is on the disk before the name points to it
         os.replace(part, path)
+        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
         cause = error if isinstance(error, OSError) else error.__context__ or error
         raise UserError(f"{path} could not be saved ({cause}): make room on the disk, then run again.") from error
@@ -50,8 +56,37 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
             part.unlink()
 
 
+def sync_folder(folder: Path) -> None:
+    """Put a folder's list of names on the disk, so that a rename survives a power cut."""
+    if os.name == "nt":  # Windows cannot open a folder
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot sync a folder: the file itself is synced
+            os.fsync(number)
+    finally:
+        os.close(number)
+
+
 def write_json(path: Path, content: object, indent: int | None = 1) -> None:
     """Write JSON, readable for people unless `indent` is None, which makes it small."""
     separators = None if indent else (",", ":")
     text = json.dumps(content, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False)
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """The contents of a JSON file. Raises UserError with this remedy when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): {remedy}.") from error
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits. Raises OSError when it cannot be read."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

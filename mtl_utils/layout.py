@@ -11,20 +11,23 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path, PurePath
+from typing import Any
 
+from mtl_utils import files
 from mtl_utils.files import UserError
-from mtl_utils.tasks import FOLDERS
+from mtl_utils.tasks import FOLDERS, Task
 
 JPEG = (".jpg", ".jpeg")
 PHOTO = (*JPEG, ".png")  # what a class folder may hold; a PNG beside a VOC photograph is its mask
+COCO_LISTS = ("images", "annotations", "categories")  # what every COCO JSON must hold
 
 
-def split_folder(root: Path, task: str, split: str) -> Path:
+def split_folder(root: Path, task: Task, split: str) -> Path:
     """The folder of one split of one task, whether it exists or not."""
     return Path(root) / FOLDERS[task] / split
 
 
-def has_set(root: Path, task: str) -> bool:
+def has_set(root: Path, task: Task) -> bool:
     """Whether the root holds a folder for the task ("seg", "det" or "cls")."""
     return (Path(root) / FOLDERS[task]).is_dir()
 
@@ -35,44 +38,66 @@ def entries(folder: Path, suffixes: Iterable[str] = ()) -> list[Path]:
     Hidden files (.DS_Store, ._NAME.jpg) are left out.  Raises UserError when the folder cannot be listed.
     """
     try:
-        found = sorted(p for p in Path(folder).iterdir() if not p.name.startswith("."))
+        # sorted, since the order that a file system gives differs between machines
+        visible = [path for path in Path(folder).iterdir() if not path.name.startswith(".")]
+        paths = sorted(visible)
         if not suffixes:
-            return [p for p in found if p.is_dir()]
-        return [p for p in found if p.suffix.lower() in suffixes and not p.is_dir()]
+            return [path for path in paths if path.is_dir()]
+        wanted = [path for path in paths if path.suffix.lower() in suffixes]
+        return [path for path in wanted if not path.is_dir()]
     except OSError as error:
-        raise _missing(folder, "folder") from error
+        raise missing(folder, "folder") from error
+
+
+def missing(path: Path, what: str) -> UserError:
+    """The error for a folder or file that is not there."""
+    return UserError(
+        f"The {what} {path} is missing or unreadable: run `python -m mtl_utils data check ROOT` to see all that is "
+        "missing, or choose another root with --data-root."
+    )
+
+
+# ---- segmentation: VOC
 
 
 def voc_folders(root: Path, split: str) -> tuple[Path, Path]:
     """The folders of the photographs and of the masks: one and the same unless VOC's own two folders are there."""
     folder = split_folder(root, "seg", split)
-    if (folder / "JPEGImages").is_dir():
+    if (folder / "JPEGImages").is_dir():  # a copy of VOC's own folders
         return folder / "JPEGImages", folder / "SegmentationClass"
     return folder, folder
 
 
 def voc_masks(root: Path, split: str) -> list[Path]:
     """Every mask of the split, sorted by name."""
-    masks = voc_folders(root, split)[1]
-    return entries(masks, (".png",)) if masks.is_dir() else []
+    _, folder = voc_folders(root, split)
+    if not folder.is_dir():  # photographs without any mask: each is then named as a fault
+        return []
+    return entries(folder, (".png",))
 
 
 def voc_pairs(root: Path, split: str) -> list[tuple[Path, Path | None]]:
     """Every photograph of the split with its mask (None: there is none), sorted by name; a mask is never an image."""
-    masks = {mask.stem: mask for mask in voc_masks(root, split)}
-    return [(image, masks.get(image.stem)) for image in entries(voc_folders(root, split)[0], JPEG)]
+    folder, _ = voc_folders(root, split)
+    mask_of_name = {mask.stem: mask for mask in voc_masks(root, split)}
+    images = entries(folder, JPEG)  # JPEG alone: in a shared folder the PNGs are the masks
+    return [(image, mask_of_name.get(image.stem)) for image in images]
+
+
+# ---- detection: COCO
 
 
 def json_path(root: Path, split: str) -> Path:
     """Where the COCO annotations of the split belong, whether they exist or not."""
-    return Path(root) / FOLDERS["det"] / "annotations" / f"mini_instances_{split}2017.json"
+    name = f"mini_instances_{split}2017.json"  # the year is COCO's, in both splits
+    return Path(root) / FOLDERS["det"] / "annotations" / name
 
 
 def coco_json(root: Path, split: str) -> Path:
     """The COCO annotations of the split.  Raises UserError when they are missing."""
     path = json_path(root, split)
     if not path.is_file():
-        raise _missing(path, "annotation file")
+        raise missing(path, "annotation file")
     return path
 
 
@@ -81,35 +106,47 @@ def coco_image(root: Path, split: str, file_name: str) -> Path | None:
 
     Only the last part of `file_name` counts, so that nothing outside the data root is ever opened.
     """
-    home, name = Path(root) / FOLDERS["det"], PurePath(file_name).name
+    home = Path(root) / FOLDERS["det"]
+    name = PurePath(file_name).name  # without folders, so that ".." leads nowhere
+    if not name:
+        return None
+    # the folder of the split first, then what other tools export
     for folder in (split, "images", f"images/{split}", f"data/{split}", "data"):
-        if name and os.path.isfile(home / folder / name):  # unlike Path.is_file, never raises
-            return home / folder / name
+        path = home / folder / name
+        if os.path.isfile(path):  # unlike Path.is_file this never raises, whatever the name holds
+            return path
     return None
+
+
+def read_coco(path: Path) -> dict[str, Any]:
+    """The contents of a COCO JSON: a dict with at least the lists COCO_LISTS.  Raises UserError when it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        # a list of detections, say, is JSON too but no COCO set
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}")
+        absent = [key for key in COCO_LISTS if key not in content]
+        if absent:
+            raise KeyError(absent[0])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is not a COCO JSON ({error!r}): restore it from its source.") from error
+    return content
+
+
+def write_coco(path: Path, content: dict[str, Any]) -> None:
+    """Write a COCO JSON: the file is whole or not there."""
+    text = json.dumps(content)  # ASCII, as the official files are
+    files.write_atomically(path, lambda file: file.write(text.encode()))
+
+
+# ---- classification: Imagenette
 
 
 def class_folders(root: Path, split: str) -> list[Path]:
     """The class folders of the split, sorted by name, so that the labels are the same in train and val."""
-    return entries(split_folder(root, "cls", split))
+    return entries(split_folder(root, "cls", split))  # one a class, named by its WordNet id
 
 
 def class_images(folder: Path) -> list[Path]:
     """The photographs of one class folder, sorted by name."""
     return entries(folder, PHOTO)
-
-
-def _missing(path: Path, what: str) -> UserError:
-    """The error for a folder or file that is not there."""
-    return UserError(
-        f"The {what} {path} is missing or unreadable: run `python -m mtl_utils data check ROOT` to see all that is "
-        "missing, or choose another root with --data-root."
-    )
-
-
-def read_coco(path: Path) -> dict:
-    """The contents of a COCO JSON. Raises UserError when it is not one."""
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-        return {key: contents[key] for key in ("images", "annotations", "categories")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a COCO JSON ({error!r}): restore it from its source.") from error

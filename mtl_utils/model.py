@@ -6,6 +6,7 @@ ImageNet weights of that network load into them. The activation is MobileNetV2's
 ReLU. Shapes below: B images of H x W pixels, h = H / 8, w = W / 8.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,13 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mtl_utils.tasks import VOC_CLASSES
+from mtl_utils.detection import CONFIDENCE, FIRST_CLASS, STRIDE
+from mtl_utils.tasks import CHANNEL_ORDER, VOC_CLASSES, Task
 
-STRIDE = 8  # one cell of the output map stands for 8 x 8 input pixels
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LAST = "head.2."  # what the names of the head's last layer begin with in a model's state dict
 CONFIDENCE_PRIOR = 0.01  # confidence that every cell starts with (focal loss, Lin et al. 2017, section 4.1)
+OUTPUT_STD = 0.01  # standard deviation of the last layer's first weights (focal loss, section 4.1)
+MAX_STRIDE = 32  # input pixels to a cell of the deepest features, along each side
 
 
 class Outputs(NamedTuple):
@@ -32,20 +35,37 @@ class Outputs(NamedTuple):
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution, BatchNorm and, unless it is None, an activation; BatchNorm can be folded into the convolution."""
+    """Convolution, BatchNorm and, unless switched off, ReLU6; BatchNorm can be folded into the convolution.
 
-    def __init__(self, inp: int, out: int, kernel: int, stride=1, groups=1, dilation=1, act=nn.ReLU6):
-        conv = nn.Conv2d(inp, out, kernel, stride, kernel // 2 * dilation, dilation, groups, bias=False)
-        super().__init__(conv, nn.BatchNorm2d(out), act(inplace=True) if act else nn.Identity())
+    (B, inp, H, W) to (B, out, H / stride, W / stride).
+    """
+
+    def __init__(
+        self,
+        inp: int,
+        out: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        dilation: int = 1,
+        activation: bool = True,
+    ):
+        padding = kernel // 2 * dilation  # keeps the size at stride 1
+        conv = nn.Conv2d(inp, out, kernel, stride, padding, dilation, groups, bias=False)  # BatchNorm has the bias
+        norm = nn.BatchNorm2d(out)
+        super().__init__(conv, norm, nn.ReLU6(inplace=True) if activation else nn.Identity())
 
     def fold(self) -> None:
         """Make convolution and BatchNorm one convolution that gives the same in eval mode."""
-        if isinstance(self[1], nn.BatchNorm2d):
-            training = self.training
-            self.eval()
-            self[0] = fuse_conv_bn_eval(self[0], self[1]).requires_grad_()  # else the new bias would be frozen
-            self[1] = nn.Identity()
-            self.train(training)
+        conv, norm = self[0], self[1]
+        if not isinstance(norm, nn.BatchNorm2d):
+            return  # it is folded already
+        assert isinstance(conv, nn.Conv2d)
+        was_training = self.training
+        self.eval()  # fusing is defined for the running statistics only
+        self[0] = fuse_conv_bn_eval(conv, norm).requires_grad_()  # else the new bias would be frozen
+        self[1] = nn.Identity()
+        self.train(was_training)
 
 
 class Bottleneck(nn.Module):
@@ -54,33 +74,48 @@ class Bottleneck(nn.Module):
     def __init__(self, inp: int, out: int, stride: int, expand: int):
         super().__init__()
         wide = inp * expand
-        layers = [ConvNorm(inp, wide, 1)] if expand > 1 else []
-        layers += [ConvNorm(wide, wide, 3, stride, groups=wide), ConvNorm(wide, out, 1, act=None)]
+        layers: list[nn.Module] = []
+        if expand > 1:
+            layers.append(ConvNorm(inp, wide, 1))
+        layers.append(ConvNorm(wide, wide, 3, stride, groups=wide))
+        layers.append(ConvNorm(wide, out, 1, activation=False))
         self.layers = nn.Sequential(*layers)
-        self.residual = stride == 1 and inp == out
+        self.residual = stride == 1 and inp == out  # only then input and output can be added
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x) if self.residual else self.layers(x)
+        y: Tensor = self.layers(x)
+        return x + y if self.residual else y
 
 
 class Separable(nn.Sequential):
     """Depthwise 3 x 3 then pointwise 1 x 1 convolution, no activation between (Fast-SCNN, 3.2.1: DSConv)."""
 
     def __init__(self, inp: int, out: int, stride: int):
-        super().__init__(ConvNorm(inp, inp, 3, stride, groups=inp, act=None), ConvNorm(inp, out, 1))
+        depthwise = ConvNorm(inp, inp, 3, stride, groups=inp, activation=False)
+        pointwise = ConvNorm(inp, out, 1)
+        super().__init__(depthwise, pointwise)
+
+
+class Row(NamedTuple):
+    """A row of a network's table: blocks in a chain, alike but for the stride of the first."""
+
+    expansion: int  # factor by which a bottleneck's middle is wider than its input; 0 means a separable convolution
+    channels: int  # of every block's output
+    blocks: int
+    stride: int  # of the first block, the others have 1
 
 
 @dataclass(frozen=True)
 class Widths:
-    """Channel widths of Fast-SCNN's modules; a row is (expansion, channels, blocks, stride of the first block)."""
+    """Channel widths of Fast-SCNN's modules."""
 
     stem: int  # channels of the first convolution, stride 2
-    downsample: tuple  # rows from stride 2 to stride 8; expansion 0 means a separable convolution
-    global16: tuple  # rows at stride 16
-    global32: tuple  # rows at stride 32
+    downsample: tuple[Row, ...]  # from stride 2 to stride 8
+    global16: tuple[Row, ...]  # at stride 16
+    global32: tuple[Row, ...]  # at stride 32
     last: int | None  # channels of a 1 x 1 convolution behind the rows, None for none
     pool: int  # channels of the pyramid pooling module
-    fuse: int  # channels of feature fusion, what the head reads
+    fuse: int  # channels of feature fusion, the head's input
     head: int  # channels of the head's two inner convolutions
     fuse_middle: bool  # whether stride 16 takes part in feature fusion
 
@@ -89,9 +124,9 @@ WIDTHS = {
     # table 1 of the Fast-SCNN paper
     "paper": Widths(
         stem=32,
-        downsample=((0, 48, 1, 2), (0, 64, 1, 2)),
-        global16=((6, 64, 3, 2),),
-        global32=((6, 96, 3, 2), (6, 128, 3, 1)),
+        downsample=(Row(0, 48, 1, 2), Row(0, 64, 1, 2)),
+        global16=(Row(6, 64, 3, 2),),
+        global32=(Row(6, 96, 3, 2), Row(6, 128, 3, 1)),
         last=None,
         pool=128,
         fuse=128,
@@ -101,9 +136,9 @@ WIDTHS = {
     # table 2 of the MobileNetV2 paper, all of it, distributed over Fast-SCNN's modules
     "mobilenetv2": Widths(
         stem=32,
-        downsample=((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2)),
-        global16=((6, 64, 4, 2), (6, 96, 3, 1)),
-        global32=((6, 160, 3, 2), (6, 320, 1, 1)),
+        downsample=(Row(1, 16, 1, 1), Row(6, 24, 2, 2), Row(6, 32, 3, 2)),
+        global16=(Row(6, 64, 4, 2), Row(6, 96, 3, 1)),
+        global32=(Row(6, 160, 3, 2), Row(6, 320, 1, 1)),
         last=1280,
         pool=256,
         fuse=256,
@@ -113,14 +148,17 @@ WIDTHS = {
 }
 
 
-def build_rows(inp: int, rows: tuple) -> tuple[nn.Sequential, int]:
-    """The blocks of some rows of a Widths table, and the channels that leave them."""
-    blocks = []
-    for expand, out, count, stride in rows:
-        for i in range(count):
-            step = stride if i == 0 else 1
-            blocks.append(Bottleneck(inp, out, step, expand) if expand else Separable(inp, out, step))
-            inp = out
+def build_rows(inp: int, rows: tuple[Row, ...]) -> tuple[nn.Sequential, int]:
+    """The blocks of some rows for `inp` channels, and the number of channels that leave them."""
+    blocks: list[nn.Module] = []
+    for row in rows:
+        for number in range(row.blocks):
+            stride = row.stride if number == 0 else 1
+            if row.expansion:
+                blocks.append(Bottleneck(inp, row.channels, stride, row.expansion))
+            else:
+                blocks.append(Separable(inp, row.channels, stride))
+            inp = row.channels
     return nn.Sequential(*blocks), inp
 
 
@@ -131,12 +169,18 @@ class PyramidPooling(nn.Module):
 
     def __init__(self, inp: int, out: int):
         super().__init__()
-        self.branches = nn.ModuleList(ConvNorm(inp, out // len(self.BINS), 1) for _ in self.BINS)
+        width = out // len(self.BINS)
+        self.branches = nn.ModuleList(ConvNorm(inp, width, 1) for _ in self.BINS)
         self.project = ConvNorm(inp + out, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = (branch(F.adaptive_avg_pool2d(x, n)) for n, branch in zip(self.BINS, self.branches, strict=True))
-        return self.project(torch.cat([x, *(resize(p, x.shape[-2:]) for p in pooled)], dim=1))
+        size = x.shape[-2:]
+        context = [x]
+        for bins, branch in zip(self.BINS, self.branches, strict=True):
+            pooled = branch(F.adaptive_avg_pool2d(x, bins))  # (B, out / 4, bins, bins)
+            context.append(resize(pooled, size))
+        y: Tensor = self.project(torch.cat(context, dim=1))
+        return y
 
 
 class FeatureFusion(nn.Module):
@@ -144,134 +188,192 @@ class FeatureFusion(nn.Module):
 
     def __init__(self, low: int, middle: int | None, deep: int, out: int):
         super().__init__()
-        self.low = ConvNorm(low, out, 1, act=None)
-        self.middle = ConvNorm(middle, out, 1, act=None) if middle else None
-        self.spread = ConvNorm(deep, deep, 3, groups=deep, dilation=4)  # steps of one deep cell, at stride 8
-        self.deep = ConvNorm(deep, out, 1, act=None)
+        self.low = ConvNorm(low, out, 1, activation=False)
+        self.middle = ConvNorm(middle, out, 1, activation=False) if middle else None
+        # dilation 4 at stride 8: neighbours are a deep cell (32 pixels) apart
+        self.spread = ConvNorm(deep, deep, 3, groups=deep, dilation=4)
+        self.deep = ConvNorm(deep, out, 1, activation=False)
 
     def forward(self, low: Tensor, middle: Tensor, deep: Tensor) -> Tensor:
         size = low.shape[-2:]
-        with torch.autocast(low.device.type, enabled=False):  # in bfloat16, oneDNN's gradient of a dilated depthwise
-            wide = self.spread(resize(deep.float(), size))  # convolution is wrong, at times not even finite
-        x = self.low(low) + self.deep(wide)
+        # in bfloat16, oneDNN's gradient of a dilated depthwise convolution is wrong, at times not even finite
+        with torch.autocast(low.device.type, enabled=False):
+            wide = self.spread(resize(deep.float(), size))
+        x: Tensor = self.low(low) + self.deep(wide)  # (B, out, h, w)
         if self.middle is not None:
             x = x + resize(self.middle(middle), size)
         return F.relu(x)
 
 
 class Trunk(nn.Module):
-    """The layers that ImageNet weights exist for: learning to downsample, and the global extractor's bottlenecks."""
+    """The layers that ImageNet weights exist for: learning to downsample, and the global extractor's bottlenecks.
 
-    def __init__(self, w: Widths):
+    (B, 3, H, W) to features at strides 8, 16 and 32.
+    """
+
+    def __init__(self, widths: Widths):
         super().__init__()
-        blocks, self.low = build_rows(w.stem, w.downsample)
-        self.downsample = nn.Sequential(ConvNorm(3, w.stem, 3, 2), *blocks)
-        self.to_stride4 = 1 + sum(count for _, _, count, _ in w.downsample[:-1])  # blocks of downsample up to stride 4
-        self.global16, self.middle = build_rows(self.low, w.global16)
-        self.global32, self.deep = build_rows(self.middle, w.global32)
-        if w.last:
-            self.global32.append(ConvNorm(self.deep, w.last, 1))
-            self.deep = w.last
+        blocks, self.low_channels = build_rows(widths.stem, widths.downsample)
+        self.downsample = nn.Sequential(ConvNorm(3, widths.stem, 3, stride=2), *blocks)
+        # layers of downsample up to stride 4: the first one, and all rows but the last
+        self.to_stride4 = 1 + sum(row.blocks for row in widths.downsample[:-1])
+        self.global16, self.middle_channels = build_rows(self.low_channels, widths.global16)
+        self.global32, self.deep_channels = build_rows(self.middle_channels, widths.global32)
+        if widths.last:
+            self.global32.append(ConvNorm(self.deep_channels, widths.last, 1))
+            self.deep_channels = widths.last
 
     def freeze_early(self) -> None:
-        """Stop the layers up to stride 4 from learning: edges and textures are ImageNet's best part, and the dearest
-        to train, since they work on the largest maps."""
+        """Stop the layers up to stride 4 from learning.
+
+        Edges and textures are what ImageNet teaches best, and their layers work on the largest maps, so that they cost
+        the most time to train.
+        """
         self.downsample[: self.to_stride4].requires_grad_(False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        low = self.downsample(x)
-        middle = self.global16(low)
-        return low, middle, self.global32(middle)
+        low = self.downsample(x)  # stride 8
+        middle = self.global16(low)  # stride 16
+        deep = self.global32(middle)  # stride 32
+        return low, middle, deep
 
 
 class FastSCNN(nn.Module):
     """(B, 3, H, W) normalised images to (B, fuse, h, w) features; H and W are multiples of 32."""
 
-    def __init__(self, w: Widths):
+    def __init__(self, widths: Widths):
         super().__init__()
-        self.trunk = Trunk(w)
-        self.pooling = PyramidPooling(self.trunk.deep, w.pool)
-        self.fusion = FeatureFusion(self.trunk.low, self.trunk.middle if w.fuse_middle else None, w.pool, w.fuse)
+        self.trunk = Trunk(widths)
+        self.pooling = PyramidPooling(self.trunk.deep_channels, widths.pool)
+        middle = self.trunk.middle_channels if widths.fuse_middle else None
+        self.fusion = FeatureFusion(self.trunk.low_channels, middle, widths.pool, widths.fuse)
 
     def forward(self, x: Tensor) -> Tensor:
         low, middle, deep = self.trunk(x)
-        return self.fusion(low, middle, self.pooling(deep))
+        features: Tensor = self.fusion(low, middle, self.pooling(deep))
+        return features
+
+
+ChannelSplit = tuple[int, int, int]  # channels of each task in a map, in CHANNEL_ORDER
 
 
 class UnifiedHead(nn.Sequential):
     """Three convolutions in one branch; the channels of the last are all that the three tasks get.
 
-    The last reads what enters the head beside what the other two make of it (as in DenseNet, Huang et al. 2017): what
-    stage 0 knows of whole images need not pass through the few channels that learn masks and boxes.
+    The last layer's input is the head's own input beside the output of the other two (as in DenseNet, Huang et al.
+    2017): stage 0's features of whole images need not pass through the few channels that learn masks and boxes.
     """
 
     def __init__(self, inp: int, width: int, num_det: int, num_seg: int, num_cls: int):
-        last = nn.Conv2d(inp + width, 5 + num_det + num_seg + num_cls, 1)
+        split = (FIRST_CLASS + num_det, num_seg, num_cls)
+        last = nn.Conv2d(inp + width, sum(split), 1)
         super().__init__(ConvNorm(inp, width, 3), ConvNorm(width, width, 3), last)
-        self.split = (5 + num_det, num_seg, num_cls)  # channels of detection, segmentation, classification
-        nn.init.normal_(last.weight, std=0.01)
+        self.split: ChannelSplit = split
+        assert last.bias is not None
+        nn.init.normal_(last.weight, std=OUTPUT_STD)
         nn.init.zeros_(last.bias)
-        nn.init.constant_(last.bias[4:5], torch.logit(torch.tensor(CONFIDENCE_PRIOR)).item())
+        prior_logit = torch.logit(torch.tensor(CONFIDENCE_PRIOR))
+        nn.init.constant_(last.bias[CONFIDENCE], prior_logit.item())
+
+    @property
+    def last(self) -> nn.Conv2d:
+        """The last layer: head features (B, inp + width, h, w) to the map (B, 5 + C_det + 21 + C_cls, h, w)."""
+        layer = self[2]
+        assert isinstance(layer, nn.Conv2d)
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return self[2](self.head_features(x))
+        grid: Tensor = self.last(self.head_features(x))
+        return grid
 
     def head_features(self, x: Tensor) -> Tensor:
-        """What the last layer reads: (B, inp + width, h, w)."""
-        return torch.cat([x, self[1](self[0](x))], dim=1)
+        """The last layer's input, (B, inp + width, h, w), from the head's, (B, inp, h, w)."""
+        inner = self[1](self[0](x))  # (B, width, h, w)
+        return torch.cat([x, inner], dim=1)
 
     @torch.no_grad()
     def copy_segmentation_classes(self, shared: dict[int, int]) -> None:
         """Let detection's class channels start as copies of segmentation's: {detection class: segmentation class}."""
-        last, (det, _, _) = self[-1], self.split
-        for ours, theirs in shared.items():
-            last.weight[5 + ours], last.bias[5 + ours] = last.weight[det + theirs], last.bias[det + theirs]
+        last, first_seg = self.last, self.split[0]
+        assert last.bias is not None
+        for det_class, seg_class in shared.items():
+            target = FIRST_CLASS + det_class
+            source = first_seg + seg_class
+            last.weight[target] = last.weight[source]
+            last.bias[target] = last.bias[source]
 
     @torch.no_grad()
     def init_from_classifier(self, classifier: nn.Linear, known: dict[int, int]) -> None:
-        """Let classification's channels start from a classifier of the hidden features: {our class: its class}.
+        """Let classification's channels start from a classifier of the head's features: {our class: its class}.
 
         The logits of an image are the mean over its cells, so that a linear classifier of mean features fits as it is.
         """
-        last, first = self[-1], sum(self.split[:2])
-        for ours, theirs in known.items():
-            last.weight[first + ours, :, 0, 0] = classifier.weight[theirs]
-            last.bias[first + ours] = classifier.bias[theirs]
+        last, first_cls = self.last, self.split[0] + self.split[1]
+        assert last.bias is not None
+        for our_class, its_class in known.items():
+            target = first_cls + our_class
+            last.weight[target, :, 0, 0] = classifier.weight[its_class]
+            last.bias[target] = classifier.bias[its_class]
 
 
 class UnifiedModel(nn.Module):
     """The whole network: (B, 3, H, W) float32 images in [0, 1], H and W multiples of 32, to Outputs."""
 
+    mean: Tensor  # (1, 3, 1, 1), as std
+    std: Tensor
+
     def __init__(self, widths: str, num_det: int, num_cls: int):
         super().__init__()
+        table = WIDTHS[widths]
         self.widths = widths
         self.has_imagenet_trunk = False  # whether the trunk holds ImageNet weights; it then learns more slowly
-        self.backbone = FastSCNN(WIDTHS[widths])
-        self.head = UnifiedHead(WIDTHS[widths].fuse, WIDTHS[widths].head, num_det, len(VOC_CLASSES), num_cls)
+        self.backbone = FastSCNN(table)
+        self.head = UnifiedHead(table.fuse, table.head, num_det, len(VOC_CLASSES), num_cls)
+        # constants that move with the model to its device and are not stored with its weights
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Outputs:
         return self.outputs(self.head_features(images))
 
+    def features(self, images: Tensor) -> Tensor:
+        """The head's input, (B, fuse, h, w), from images as forward takes them."""
+        height, width = images.shape[-2:]
+        assert height % MAX_STRIDE == 0 and width % MAX_STRIDE == 0, "height and width must be multiples of 32"
+        features: Tensor = self.backbone((images - self.mean) / self.std)
+        return features
+
     def head_features(self, images: Tensor) -> Tensor:
-        """What the head's last layer reads: (B, fuse + head, h, w) from images as forward takes them."""
+        """The input of the head's last layer, (B, fuse + head, h, w), from images as forward takes them."""
         return self.head.head_features(self.features(images))
 
     def outputs(self, hidden: Tensor) -> Outputs:
-        """What the head's last layer makes of it."""
-        detection, segmentation, classification = self.head[-1](hidden).float().split(self.head.split, dim=1)
+        """Outputs from the head's features (B, fuse + head, h, w), by the last layer."""
+        grid = self.head.last(hidden).float()  # losses need float32 under autocast too
+        channels = split_channels(grid, self.head.split)
         scale = STRIDE // 2 if self.training else STRIDE  # full size would cost training a quarter of its time
-        size = [side * scale for side in hidden.shape[-2:]]
-        return Outputs(detection, resize(segmentation, size), classification.mean((2, 3)))
-
-    def features(self, images: Tensor) -> Tensor:
-        """What the head reads: (B, fuse, h, w) from images as forward takes them."""
-        assert images.shape[-1] % 32 == 0 and images.shape[-2] % 32 == 0, "height and width must be multiples of 32"
-        return self.backbone((images - self.mean) / self.std)
+        height, width = hidden.shape[-2:]
+        segmentation = resize(channels["seg"], (scale * height, scale * width))
+        return Outputs(channels["det"], segmentation, mean_over_cells(channels["cls"]))
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+def split_channels(grid: Tensor, split: ChannelSplit) -> dict[Task, Tensor]:
+    """The channels (B, C_task, h, w) of each task of a map (B, C, h, w)."""
+    slices = torch.split(grid, list(split), dim=1)
+    return dict(zip(CHANNEL_ORDER, slices, strict=True))
+
+
+def task_channels(grid: Tensor, split: ChannelSplit, task: Task) -> Tensor:
+    """The channels (B, C_task, h, w) of one task of a map (B, C, h, w), in float32."""
+    return split_channels(grid.float(), split)[task]
+
+
+def mean_over_cells(grid: Tensor) -> Tensor:
+    """(B, C, h, w) to (B, C): of class logits of the cells those of the image, of features those of the image."""
+    return grid.mean((2, 3))
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear interpolation of (B, C, h, w) to (B, C, *size)."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
@@ -283,6 +385,11 @@ def fold_batchnorm(module: nn.Module) -> None:
             block.fold()
 
 
+def place_model(model: UnifiedModel, device: str | torch.device) -> UnifiedModel:
+    """Move a model to a device, its weights in channels-last order, for which convolutions are faster."""
+    return model.to(device).to(memory_format=torch.channels_last)
+
+
 def count_parameters(module: nn.Module) -> int:
     """Number of trainable values."""
-    return sum(p.numel() for p in module.parameters())
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,31 +1,35 @@
-"""The replay buffer: a few exemplars of every task already learned, as they came, and what remedies keep beside them.
+"""The replay buffer: a few exemplars of every task already learned, undistorted, and what remedies keep beside them.
 
 Experience replay after A. Chaudhry et al., "On Tiny Episodic Memories in Continual Learning", 2019; by default the
 exemplars are chosen so that every class is stored about equally often.
 """
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision import tv_tensors
 
-from mtl_utils.data import MiniSet, Sample, classes_of
+from mtl_utils.data import MiniSet, Sample, Target, classes_of
 from mtl_utils.detection import mask_objects
 from mtl_utils.files import UserError
 from mtl_utils.model import UnifiedModel
 from mtl_utils.settings import MAX_REPLAY_PER_TASK
-from mtl_utils.transforms import collate, eval_transform
+from mtl_utils.tasks import Task
+from mtl_utils.transforms import eval_transform, plain_target, to_batch
 
-TV_TYPES = {"image": tv_tensors.Image, "mask": tv_tensors.Mask}
+NO_CLASS = -1  # stands for the classes of an image without objects, so that such images are stored as well
 
 
 class ReplayBuffer:
-    """At most `capacity` samples a task, uint8 and undistorted; `draw` picks some of one task in constant time each."""
+    """At most `capacity` samples a task, uint8 and undistorted, so that each replay can augment them anew."""
 
     def __init__(self, capacity: int):
         self.capacity = capacity
-        self.samples: dict[str, list[Sample]] = {}
-        self.stored_logits: dict[str, Tensor] = {}  # maps (N, C, h, w) float16 of the samples, for DER++
-        self.fisher: dict[str, Tensor] = {}  # strength by weight's name, summed over the tasks, for EWC
+        self.samples: dict[Task, list[Sample]] = {}  # images in their own size
+        self.stored_logits: dict[Task, Tensor] = {}  # maps (N, C, h, w) float16 of the samples, for DER++
+        self.fisher: dict[str, Tensor] = {}  # Fisher information by parameter name, summed over the tasks, for EWC
 
     def store(
         self,
@@ -34,48 +38,64 @@ class ReplayBuffer:
         selection: str = "balanced",
         features: Tensor | None = None,
     ) -> None:
-        """Keep a choice of a task's training set; herding goes by the images' features (N, D)."""
-        if self.capacity > 0:
-            chosen = select_exemplars(selection, dataset, self.capacity, generator, features)
-            self.samples[dataset.task] = [with_objects(*dataset[i], dataset.classes.det) for i in chosen]
+        """Keep exemplars of a task's training set; herding needs the images' features (N, D)."""
+        if self.capacity <= 0:
+            return
+        chosen = select_exemplars(selection, dataset, self.capacity, generator, features)
+        exemplars = []
+        for index in chosen:
+            image, target = dataset[index]
+            # boxes are found once, not at every replay; masks and boxes then move together through augmentation
+            exemplars.append((image, with_objects(target, dataset.classes.det)))
+        self.samples[dataset.task] = exemplars
 
-    def sample(self, task: str, count: int, generator: torch.Generator) -> list[Sample]:
+    def sample(self, task: Task, count: int, generator: torch.Generator) -> list[Sample]:
         """`count` random samples of a task for one training step, without repetition where enough are stored."""
+        indices = self.sample_indices(task, count, generator)
+        return [self.samples[task][index] for index in indices]
+
+    def sample_with_logits(self, task: Task, count: int, generator: torch.Generator) -> tuple[list[Sample], Tensor]:
+        """As `sample`, with the stored logits (count, C, h, w) float16 of the samples."""
+        indices = self.sample_indices(task, count, generator)
+        samples = [self.samples[task][index] for index in indices]
+        return samples, self.stored_logits[task][indices]  # row i belongs to sample i of the task
+
+    def sample_indices(self, task: Task, count: int, generator: torch.Generator) -> list[int]:
+        """Random indices of a task's samples for one training step, sorted; all where no more than `count` are stored.
+
+        Raises AssertionError for more samples than the assignment allows.
+        """
         assert count <= MAX_REPLAY_PER_TASK, (
             f"{count} replayed images of a task in one step; the assignment allows {MAX_REPLAY_PER_TASK}"
         )
-        return [self.samples[task][i] for i in self.sample_indices(task, count, generator)]
+        stored = len(self.samples[task])
+        indices: set[int] = set()
+        while len(indices) < min(count, stored):  # an index that comes twice counts once
+            index = torch.randint(stored, (1,), generator=generator)
+            indices.add(int(index))
+        return sorted(indices)  # a set has no order of its own, and the order decides which augmentation an image gets
 
-    def sample_with_logits(self, task: str, count: int, generator: torch.Generator) -> tuple[list[Sample], Tensor]:
-        """As `draw`, with the stored maps (count, C, h, w) of the samples."""
-        assert count <= MAX_REPLAY_PER_TASK, (
-            f"{count} replayed images of a task in one step; the assignment allows {MAX_REPLAY_PER_TASK}"
-        )
-        picks = self.sample_indices(task, count, generator)
-        return [self.samples[task][i] for i in picks], self.stored_logits[task][picks]
-
-    def sample_indices(self, task: str, count: int, generator: torch.Generator) -> list[int]:
-        """Random indices of a task's samples, without repetition where enough are stored."""
-        stored, picks = len(self.samples[task]), set()
-        while len(picks) < min(count, stored):
-            picks.add(int(torch.randint(stored, (1,), generator=generator)))
-        return sorted(picks)
-
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Plain tensors, as they are stored in checkpoints."""
-        samples = {task: [pack(*sample) for sample in stored] for task, stored in self.samples.items()}
+        packed = {}  # lists of dicts by task
+        for task, samples in self.samples.items():
+            # checkpoints are read with weights_only=True, which knows no tv_tensors
+            packed[task] = [pack(image, target) for image, target in samples]
         return {
             "capacity": self.capacity,
-            "samples": samples,
+            "samples": packed,
             "stored_logits": self.stored_logits,
             "fisher": self.fisher,
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of state_dict."""
         self.capacity = state["capacity"]
-        self.samples = {task: [unpack(s) for s in stored] for task, stored in state["samples"].items()}
-        self.stored_logits, self.fisher = dict(state["stored_logits"]), dict(state["fisher"])
+        self.samples = {}
+        for task, packed in state["samples"].items():
+            self.samples[task] = [unpack(sample) for sample in packed]
+        self.stored_logits = dict(state["stored_logits"])  # copies: the buffer adds to both
+        self.fisher = dict(state["fisher"])
 
 
 def select_exemplars(
@@ -85,10 +105,17 @@ def select_exemplars(
     if selection == "balanced":
         return class_balanced(dataset, count, generator)
     if selection == "random":
-        return torch.randperm(len(dataset), generator=generator)[:count].tolist()
+        return shuffled(len(dataset), generator)[:count]
     if selection == "herding":
+        assert features is not None, "herding needs features"
         return herding(features, count)
     raise UserError(f"Settings.exemplar_selection is {selection!r}: choose balanced, random or herding.")
+
+
+def shuffled(count: int, generator: torch.Generator) -> list[int]:
+    """The indices 0 to count - 1 in random order."""
+    indices: list[int] = torch.randperm(count, generator=generator).tolist()
+    return indices
 
 
 def herding(features: Tensor, count: int) -> list[int]:
@@ -96,13 +123,17 @@ def herding(features: Tensor, count: int) -> list[int]:
 
     M. Welling, "Herding dynamical weights to learn", ICML 2009, as in S.-A. Rebuffi et al., "iCaRL", CVPR 2017.
     """
-    features = torch.nn.functional.normalize(features.float(), dim=1)
-    mean, total, chosen = features.mean(0), torch.zeros(features.shape[1]), []
+    features = F.normalize(features.float(), dim=1)  # each image counts alike, as in iCaRL
+    mean = features.mean(0)  # (D,)
+    total = torch.zeros_like(mean)  # of the features chosen so far
+    chosen: list[int] = []
     while len(chosen) < min(count, len(features)):
-        distance = (mean - (total + features) / (len(chosen) + 1)).norm(dim=1)
-        distance[chosen] = float("inf")
-        chosen.append(int(distance.argmin()))
-        total = total + features[chosen[-1]]
+        means = (total + features) / (len(chosen) + 1)  # (N, D): the mean if this image were chosen next
+        distance = (mean - means).norm(dim=1)
+        distance[chosen] = float("inf")  # no image is chosen twice
+        nearest = int(distance.argmin())
+        chosen.append(nearest)
+        total = total + features[nearest]
     return chosen
 
 
@@ -112,42 +143,61 @@ def class_balanced(dataset: MiniSet, count: int, generator: torch.Generator) -> 
     Images come in random order; classes without an image left are passed over.
     """
     count = min(count, len(dataset))
-    classes = [set(classes_of(dataset.task, target)) or {-1} for _, target in dataset.samples]
-    left = torch.randperm(len(dataset), generator=generator).tolist()
-    seen = {c: 0 for members in classes for c in members}
-    chosen = []
+    classes = [image_classes(dataset.task, target) for _, target in dataset.samples]
+    left = shuffled(len(dataset), generator)  # indices that are not chosen yet
+    times_chosen = dict.fromkeys(set().union(*classes), 0)
+    chosen: list[int] = []
     while len(chosen) < count:
-        rarest = min({c for i in left for c in classes[i]}, key=lambda c: (seen[c], c))
-        pick = next(i for i in left if rarest in classes[i])
+        available = set().union(*(classes[index] for index in left))
+        rarest = min(sorted(available), key=times_chosen.__getitem__)  # of equally rare classes the first
+        pick = next(index for index in left if rarest in classes[index])  # exists, since the class is available
         left.remove(pick)
         chosen.append(pick)
-        for c in classes[pick]:
-            seen[c] += 1
+        for class_index in classes[pick]:  # of an image with several classes all count
+            times_chosen[class_index] += 1
     return chosen
 
 
-def with_objects(image: tv_tensors.Image, target: dict[str, Tensor], det_classes: tuple[str, ...]) -> Sample:
-    """A sample whose mask, if it has one, also gives boxes for detection."""
-    return image, target | mask_objects(target["mask"], det_classes) if "mask" in target else target
+def image_classes(task: Task, target: Target) -> set[int]:
+    """The classes that an image shows, NO_CLASS if there is none."""
+    return set(classes_of(task, target)) or {NO_CLASS}
 
 
-def pack(image: tv_tensors.Image, target: dict[str, Tensor]) -> dict[str, Tensor]:
+def with_objects(target: Target, det_classes: tuple[str, ...]) -> Target:
+    """A target that, where it has a mask, also has boxes of the mask's objects for detection."""
+    if "mask" not in target:
+        return target
+    return target | mask_objects(target["mask"], det_classes)
+
+
+def pack(image: tv_tensors.Image, target: Target) -> Target:
     """A sample as plain tensors."""
-    return {"image": image.as_subclass(Tensor)} | {k: v.as_subclass(Tensor) for k, v in target.items()}
+    return plain_target({"image": image, **target})
 
 
-def unpack(packed: dict[str, Tensor]) -> Sample:
-    """The inverse of pack."""
-    sample = {k: TV_TYPES[k](v) if k in TV_TYPES else v for k, v in packed.items()}
-    if "boxes" in sample:
-        size = tuple(sample["image"].shape[-2:])
-        sample["boxes"] = tv_tensors.BoundingBoxes(sample["boxes"], format="XYXY", canvas_size=size)
-    return sample.pop("image"), sample
+def unpack(packed: Target) -> Sample:
+    """The inverse of pack: the types and sizes by which transforms tell image, mask and boxes apart."""
+    target = dict(packed)  # a copy, since the image is taken out of it
+    image = tv_tensors.Image(target.pop("image"))
+    if "mask" in target:
+        target["mask"] = tv_tensors.Mask(target["mask"])
+    if "boxes" in target:
+        size = tuple(image.shape[-2:])
+        target["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
+    return image, target
 
 
 @torch.inference_mode()
-def collect_head_features(model: UnifiedModel, samples: list[Sample], task: str, size: int, device: str) -> Tensor:
-    """Hidden features (N, width, h, w) of samples as evaluation shows them, at `size` pixels."""
-    view = eval_transform(task, size)
-    batches = ([sample] for sample in samples)
-    return torch.cat([model.head_features(collate(b, view, task)[0].to(device)).cpu() for b in batches])
+def collect_head_features(
+    model: UnifiedModel, samples: list[Sample], task: Task, size: int, device: str | torch.device
+) -> Tensor:
+    """Head features (N, fuse + head, h, w) on the CPU, of samples after the evaluation transform, `size` pixels.
+
+    One image at a time, so that large sets need no more memory on the device.
+    """
+    transform = eval_transform(task, size)
+    features = []
+    for image, _ in samples:
+        batch = to_batch([image], transform)
+        features.append(model.head_features(batch.to(device)).cpu())
+    return torch.cat(features)

@@ -1,108 +1,269 @@
-"""A run: its folder, its data, and the three stages that hand their results on through files.
+"""A run: its folder, its data, its starting weights, and what it writes.
 
 Files of a run, for N = 1, 2, 3:
     stageN_TASK.pt          the stage's best model, for use: weights, settings, classes, metrics (a few MB)
-    stageN_TASK.state.pt    everything to continue: model, average, optimiser, schedule, replay buffer, chance
+    stageN_TASK.state.pt    everything to continue: model, average, optimiser, schedule, replay buffer, RNG states
     stageN_TASK.json        settings, history and metrics, rewritten after every epoch
     metrics.json            the results of all finished stages
 """
 
-import json
-import os
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from mtl_utils import checkpoint, files, weights
+from mtl_utils import checkpoint, environment
 from mtl_utils.data import MiniSet, find_classes
-from mtl_utils.files import UserError
-from mtl_utils.model import UnifiedModel
+from mtl_utils.evaluation import StageMetrics, TaskMetrics
+from mtl_utils.files import UserError, read_json
+from mtl_utils.model import UnifiedModel, place_model
 from mtl_utils.prepare.root import Root, find_root, fingerprint
 from mtl_utils.settings import Settings, get_settings
-from mtl_utils.tasks import TASK_NAMES, TASKS, Classes
-from mtl_utils.weights import load_weights
+from mtl_utils.tasks import TASKS, Classes, Task, stage_name
+from mtl_utils.training import EpochRecord
+from mtl_utils.weights import NOTHING, StartingWeights, find_starting_weights, load_weights
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """What a finished stage must agree in to be taken over."""
+
+    settings: Settings  # all of them, since each decides the outcome
+    data_fingerprint: str  # of the names and sizes of all files
+    initial_weights: str  # label of the starting weights
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types, as they are stored."""
+        return {
+            "settings": self.settings.as_dict(),
+            "data_fingerprint": self.data_fingerprint,
+            "initial_weights": self.initial_weights,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RunKey":
+        """The inverse of as_dict; other keys are left alone."""
+        settings = Settings(**values["settings"])
+        return cls(settings, values["data_fingerprint"], values["initial_weights"])
+
+    def difference(self, other: "RunKey") -> str | None:
+        """In what two keys differ, None where they agree."""
+        if self.settings != other.settings:
+            return "settings"
+        if self.data_fingerprint != other.data_fingerprint:
+            return "data"
+        if self.initial_weights != other.initial_weights:
+            return "starting weights"
+        return None
+
+
+@dataclass
+class StageResult:
+    """What one stage has done so far; best epoch, minutes and metrics are there once it is finished."""
+
+    key: RunKey
+    history: list[EpochRecord]  # one record a finished epoch
+    best_epoch: int | None = None  # from 1, by the lowest training loss
+    minutes: float | None = None  # of training
+    metrics: dict[Task, TaskMetrics] = field(default_factory=dict)  # on val, of every task learned so far
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stage is over and evaluated."""
+        return bool(self.metrics)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types, as a stage's JSON holds them."""
+        values: dict[str, Any] = {"key": self.key.as_dict(), "history": [record.as_dict() for record in self.history]}
+        if self.finished:
+            metrics = {task: result.as_dict() for task, result in self.metrics.items()}
+            values |= {"best_epoch": self.best_epoch, "minutes": self.minutes, "metrics": metrics}
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], key: RunKey | None = None) -> "StageResult":
+        """The inverse of as_dict; `key` stands in where metrics.json holds it once for all stages."""
+        metrics = {}
+        # absent while the stage is still being trained
+        for task, result in values.get("metrics", {}).items():
+            metrics[task] = TaskMetrics.from_dict(task, result)
+        return cls(
+            key=key or RunKey.from_dict(values["key"]),
+            history=[EpochRecord.from_dict(record) for record in values["history"]],
+            best_epoch=values.get("best_epoch"),
+            minutes=values.get("minutes"),
+            metrics=metrics,
+        )
+
+
+@dataclass
+class RunMetrics:
+    """metrics.json: the results of the finished stages, from which all tables and figures are made."""
+
+    key: RunKey
+    source: str  # which data
+    device: str  # "cuda" or "cpu"
+    parameters: int  # trainable values of the model
+    written: str  # date
+    classes: Classes
+    stages: dict[Task, StageResult]  # in the order of the stages
+
+    @property
+    def stage_metrics(self) -> StageMetrics:
+        """The metrics on val after each stage, of every task learned by then."""
+        return {stage: result.metrics for stage, result in self.stages.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types, as metrics.json holds them."""
+        # settings, data and starting weights are those of all stages: a run has one key
+        stages = {}
+        for task, result in self.stages.items():
+            values = result.as_dict()
+            del values["key"]  # stands once, above
+            stages[task] = values
+        return self.key.as_dict() | {
+            "source": self.source,
+            "device": self.device,
+            "parameters": self.parameters,
+            "written": self.written,
+            "classes": self.classes.as_dict(),
+            "stages": stages,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RunMetrics":
+        """The inverse of as_dict."""
+        key = RunKey.from_dict(values)  # its three entries stand among the others
+        # finished stages only: one that still trains has its own JSON
+        stages = {}
+        for task, result in values["stages"].items():
+            stages[task] = StageResult.from_dict(result, key)
+        return cls(
+            key=key,
+            source=values["source"],
+            device=values["device"],
+            parameters=values["parameters"],
+            written=values["written"],
+            classes=Classes.from_dict(values["classes"]),
+            stages=stages,
+        )
+
+
+def read_metrics(path: Path) -> RunMetrics:
+    """The contents of a metrics.json. Raises UserError when it is missing, damaged or of another version."""
+    remedy = "train first, or name another run"
+    values = read_json(path, remedy)
+    try:
+        return RunMetrics.from_dict(values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}): {remedy}.") from error
 
 
 class Run:
     """One run of the three stages in a folder of its own, with given settings on given data."""
 
     def __init__(self, settings: Settings | None = None, folder: str | Path | None = None, root: Root | None = None):
+        # without arguments: the default profile, and the root that the environment names
         self.settings = settings or get_settings()
         self.root = root or find_root()
-        kind = "synthetic" if self.root.chosen_by == "synthetic" else "real"
-        runs = Path(os.environ.get("MTL_RUNS", files.PROJECT / "runs"))
-        self.folder = Path(folder or os.environ.get("MTL_RUN") or runs / f"{self.settings.profile}-{kind}")
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.data = cache(lambda task, split: MiniSet(task, self.root.path, split, self.classes))
+        # what the caller names comes first, then MTL_RUN, then the usual place
+        self.folder = Path(folder or environment.run_folder() or self.default_folder())
+        self.device = pick_device()
+        self.loaded: dict[tuple[Task, str], MiniSet] = {}  # by task and split
 
     def __str__(self) -> str:
         return f"profile {self.settings.profile}, {self.root}, on {self.device}, files in {self.folder.name}/"
+
+    def default_folder(self) -> Path:
+        """The folder of a run that has no name: its profile and kind of data."""
+        return environment.runs_folder() / f"{self.settings.profile}-{self.root.kind}"
+
+    def data(self, task: Task, split: str) -> MiniSet:
+        """One split of one task's set, read once."""
+        # decoding a set takes seconds, and every evaluation asks for val
+        if (task, split) not in self.loaded:
+            self.loaded[task, split] = MiniSet(task, self.root.path, split, self.classes)
+        return self.loaded[task, split]
 
     @cached_property
     def classes(self) -> Classes:
         """The class lists of the data."""
         return find_classes(self.root.path)
 
-    def path(self, task: str, ending: str = ".pt") -> Path:
-        """One of the files of a stage."""
-        return self.folder / f"stage{TASKS.index(task) + 1}_{TASK_NAMES[task]}{ending}"
+    @cached_property
+    def starting_weights(self) -> StartingWeights:
+        """What a new model of the run starts from: found, verified and read once."""
+        return find_starting_weights(self.settings.widths)
 
     @cached_property
-    def key(self) -> dict:
-        """What a finished stage must agree in to be taken over: settings, data and starting weights."""
-        start = weights.weights_label(self.settings.widths)
-        return {
-            "settings": self.settings.as_dict(),
-            "data_fingerprint": fingerprint(self.root.path),
-            "initial_weights": start,
-        }
+    def key(self) -> RunKey:
+        """What a finished stage must agree in to be taken over."""
+        return RunKey(self.settings, fingerprint(self.root.path), self.starting_weights.label)
 
-    def result(self, task: str) -> dict | None:
-        """The JSON of a stage, or None: history, and metrics once it is finished.
+    def path(self, task: Task, ending: str = ".pt") -> Path:
+        """One of the files of a stage."""
+        return self.folder / f"{stage_name(task)}{ending}"
+
+    def result(self, task: Task) -> StageResult | None:
+        """What the JSON of a stage holds, None where there is none.
 
         Raises UserError when it is damaged or was made with another key: finished work is never overwritten.
         """
-        path = self.path(task, ".json")
+        path = self.path(task, ".json")  # rewritten after every epoch
         if not path.exists():
             return None
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            other = [name for name in self.key if found["key"][name] != self.key[name]]
-        except (ValueError, KeyError, TypeError) as error:
+            result = StageResult.from_dict(read_json(path, "delete it and run the stage again"))
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged: delete it and run the stage again.") from error
+        # a stage of other settings, data or weights is somebody else's work
+        other = self.key.difference(result.key)
         if other:
-            what = {"settings": "settings", "data_fingerprint": "data", "initial_weights": "starting weights"}[other[0]]
-            raise UserError(f"{path} was made with other {what}: name another folder (--name or MTL_RUN) or delete it.")
-        return found
+            remedy = "name another folder (--name or MTL_RUN) or delete it"
+            raise UserError(f"{path} was made with other {other}: {remedy}.")
+        return result
 
-    def finished(self, task: str) -> bool:
+    def finished(self, task: Task) -> bool:
         """Whether a stage is done, so that it is loaded instead of trained."""
-        return all(self.path(task, e).exists() for e in (".pt", ".state.pt")) and "metrics" in (self.result(task) or {})
+        # the JSON is written last, but any of the three may have been deleted since
+        if not self.path(task).exists() or not self.path(task, ".state.pt").exists():
+            return False
+        result = self.result(task)
+        return result is not None and result.finished
 
     @property
     def has_started(self) -> bool:
         """Whether any stage has finished an epoch."""
         return any(self.path(task, ".json").exists() for task in TASKS)
 
-    def model(self, task: str) -> UnifiedModel:
+    def model(self, task: Task) -> UnifiedModel:
         """The best model of a finished stage."""
-        return load_model(self.path(task))[0].to(self.device)
+        model, _ = load_model(self.path(task))
+        return place_model(model, self.device)
 
 
-def load_model(path: Path) -> tuple[UnifiedModel, dict]:
-    """A trained model in eval mode and the checkpoint it came from. Raises UserError when the file is none."""
-    content = checkpoint.load(path)
-    try:
-        model = build(Settings(widths=content["settings"]["widths"]), Classes.from_dict(content["classes"]))
-        load_weights(model, content["model"])
-        model.has_imagenet_trunk = content["initial_weights"] != weights.NOTHING
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} holds no model that this version can build: take one that it has trained.") from error
-    return model.eval().to(memory_format=torch.channels_last), content
+def pick_device() -> str:
+    """The device that a run works on: the GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def build(settings: Settings, classes: Classes) -> UnifiedModel:
     """A new model for the classes, with random weights that the seed decides."""
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(settings.seed)  # so that runs of one seed start alike
     return UnifiedModel(settings.widths, num_det=len(classes.det), num_cls=len(classes.cls))
+
+
+def load_model(path: Path) -> tuple[UnifiedModel, dict[str, Any]]:
+    """A trained model in eval mode and the checkpoint it came from. Raises UserError when the file is none."""
+    content = checkpoint.load(path)
+    try:
+        # the widths and the classes decide the shapes of all tensors
+        settings = Settings(widths=content["settings"]["widths"])
+        model = build(settings, Classes.from_dict(content["classes"]))
+        load_weights(model, content["model"])
+        model.has_imagenet_trunk = content["initial_weights"] != NOTHING
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} holds no model that this version can build: take one that it has trained.") from error
+    return place_model(model.eval(), "cpu"), content  # the caller moves it on

@@ -1,89 +1,131 @@
-"""The three stages: each starts from the one before, trains, evaluates and hands its results on through files."""
+"""The three stages: each starts from the one before, trains, evaluates and hands its results on through files.
+
+A stage that was stopped continues after its last finished epoch; one that is finished is read from its files.
+"""
 
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import nn
 
-from mtl_utils import checkpoint, files, forgetting, weights
-from mtl_utils.evaluation import evaluate
+from mtl_utils import checkpoint, files
+from mtl_utils.evaluation import TaskMetrics, evaluate
 from mtl_utils.files import UserError
-from mtl_utils.model import UnifiedModel, count_parameters, fold_batchnorm
+from mtl_utils.model import UnifiedModel, count_parameters, fold_batchnorm, mean_over_cells, place_model
 from mtl_utils.remedies.build import make_remedies
-from mtl_utils.remedies.ewc import task_fisher
 from mtl_utils.replay import ReplayBuffer, collect_head_features
-from mtl_utils.run import Run, build, load_model
+from mtl_utils.run import Run, RunMetrics, StageResult, build, load_model, read_metrics
 from mtl_utils.settings import Settings
-from mtl_utils.tasks import METRIC_NAMES, TASK_NAMES, TASKS, shared_classes
+from mtl_utils.tasks import TASK_NAMES, TASKS, Task, learned_by, shared_classes, stage_number
 from mtl_utils.training import Trainer, train
-from mtl_utils.weights import load_weights
+from mtl_utils.weights import load_starting_weights, load_weights
+
+FIRST_NOTEBOOK = 3  # the notebook of stage 1; those of the other stages follow it
+
+# what assert_learned expects of a stage, in any profile
+MAX_LOSS_RATIO = 0.93  # of a task's last to its first training loss: an epoch without learning differs by less
+MIN_FLOOR_RATIO = 1.25  # times its floor that a task must score after its stage
+UNIFORM_LOSS = math.log(10)  # classification's cross-entropy where all ten classes are equally likely
 
 
-def run_stage(run: Run, task: str, after_epoch: Callable[[Trainer], None] | None = None) -> dict:
-    """Train one stage, or continue it, or load it when it is finished; returns its JSON (key, history, metrics).
+# ---- one stage after the other
 
-    A predecessor that is missing is named and trained first. `after_epoch` is called after every epoch.
+
+def run_stage(run: Run, task: Task, after_epoch: Callable[[Trainer], None] | None = None) -> StageResult:
+    """Train one stage, or continue it, or load it when it is finished; returns what its JSON holds.
+
+    A predecessor that is missing is named and trained first. `after_epoch` is called after every epoch, when the epoch
+    is already saved. Raises UserError when the folder holds a stage with other settings, data or starting weights, when
+    another process trains in it, and when the loss is no longer finite.
     """
-    if run.finished(task):
-        return run.result(task)
+    result = run.result(task)
+    if result is not None and run.finished(task):
+        return result  # finished work is never repeated
     for earlier in predecessors(run.settings, task):
         if not run.finished(earlier):
             name = run.path(earlier).name
-            print(f"{name} is missing (notebook {TASKS.index(earlier) + 3:02d} makes it): training it first.")
+            notebook = FIRST_NOTEBOOK + stage_number(earlier) - 1
+            print(f"{name} is missing (notebook {notebook:02d} makes it): training it first.")
             run_stage(run, earlier)
+
+    def save_and_call(trainer: Trainer) -> None:
+        save_epoch(run, trainer)
+        if after_epoch is not None:
+            after_epoch(trainer)
+
     trainer = make_trainer(run, task)
-    train(trainer, lambda t: (save_epoch(run, t), after_epoch and after_epoch(t)))
+    train(trainer, save_and_call)
     return finish_stage(run, trainer)
 
 
-def open_results(run: Run) -> tuple[dict, dict[str, UnifiedModel]]:
+def open_results(run: Run) -> tuple[RunMetrics, dict[Task, UnifiedModel]]:
     """The metrics.json of a run and the models after its stages; missing stages are trained first.
 
-    While nothing of the run is there, it is the committed run that is shown: its metrics and its final model.
+    While nothing of the run is there, the committed run is shown: its metrics and its final model.
     """
     if not run.has_started and files.COMMITTED_WEIGHTS.exists():
         print(f"{run.folder.name}/ holds no stage yet: what follows is the run that came with the project")
-        return forgetting.read_metrics(files.COMMITTED_METRICS), {
-            "cls": load_model(files.COMMITTED_WEIGHTS)[0].to(run.device)
-        }
+        final_model, _ = load_model(files.COMMITTED_WEIGHTS)
+        return read_metrics(files.COMMITTED_METRICS), {"cls": place_model(final_model, run.device)}
     for task in TASKS:
         run_stage(run, task)
-    return forgetting.read_metrics(run.folder / "metrics.json"), {task: run.model(task) for task in TASKS}
+    models = {task: run.model(task) for task in TASKS}
+    return read_metrics(run.folder / "metrics.json"), models
 
 
-def predecessors(settings: Settings, task: str) -> list[str]:
+def predecessors(settings: Settings, task: Task) -> list[Task]:
     """The stages that must be finished before a stage; joint training has only one."""
     return [] if settings.joint else settings.earlier(task)
 
 
-def make_trainer(run: Run, task: str) -> Trainer:
+# ---- the beginning of a stage
+
+
+def make_trainer(run: Run, task: Task) -> Trainer:
     """A trainer at the beginning of a stage, or where the stage was stopped."""
     model, buffer = initial_state(run, task)
-    remedies = make_remedies(run.settings, model, task, buffer.fisher)
+    # before any training: the remedies copy the model as it is now, for a teacher or an anchor
+    remedies = make_remedies(run.settings, model, task, buffer, run.starting_weights)
     trainer = Trainer(model, run.data(task, "train"), buffer, run.settings, run.device, remedies)
-    if run.result(task) and run.path(task, ".state.pt").exists():
-        trainer.load_state_dict(checkpoint.load(run.path(task, ".state.pt")))
+    state = run.path(task, ".state.pt")
+    if run.result(task) is not None and state.exists():
+        trainer.load_state_dict(checkpoint.load(state))
         print(f"continuing {TASK_NAMES[task]} after epoch {len(trainer.history)}")
     else:
         run.path(task, ".json").unlink(missing_ok=True)  # without a state there is nothing to continue
     return trainer
 
 
-def initial_state(run: Run, task: str) -> tuple[UnifiedModel, ReplayBuffer]:
+def initial_state(run: Run, task: Task) -> tuple[UnifiedModel, ReplayBuffer]:
     """The model and the replay buffer that a stage starts with: those of the stage before, or new ones."""
+    before = predecessors(run.settings, task)
+    if before:
+        return previous_state(run, before[-1], task)
+    model = build(run.settings, run.classes)  # random weights, of which the starting weights replace what they cover
+    load_starting_weights(model, run.starting_weights, run.classes.cls)
     buffer = ReplayBuffer(run.settings.buffer_size)
-    if before := predecessors(run.settings, task):
-        model, _ = load_model(run.path(before[-1]))
-        buffer.load_state_dict(checkpoint.load(run.path(before[-1], ".state.pt"))["buffer"])
-        if task == "det" and "seg" in before:
-            model.head.copy_segmentation_classes(shared_classes(run.classes.det))
-        return model, buffer
-    model = build(run.settings, run.classes)
-    weights.load_starting_weights(model, run.classes.cls)
-    for other in run.settings.earlier(task):  # joint training: everything is at hand from the beginning
-        buffer.store(run.data(other, "train"), torch.Generator().manual_seed(run.settings.seed))
+    for other in run.settings.earlier(task):  # joint training: all tasks' images are there from the beginning
+        generator = torch.Generator().manual_seed(run.settings.seed)
+        buffer.store(run.data(other, "train"), generator)
     return model, buffer
+
+
+def previous_state(run: Run, previous: Task, task: Task) -> tuple[UnifiedModel, ReplayBuffer]:
+    """The model and the replay buffer that a finished stage hands on to the stage of `task`."""
+    model, _ = load_model(run.path(previous))  # the best epoch's averaged weights, where the state has the last ones
+    state = checkpoint.load(run.path(previous, ".state.pt"))
+    buffer = ReplayBuffer(run.settings.buffer_size)
+    buffer.load_state_dict(state["buffer"])
+    if task == "det" and "seg" in run.settings.earlier(task):
+        # detection's classes that segmentation has learned start from its weights in the last layer
+        model.head.copy_segmentation_classes(shared_classes(run.classes.det))
+    return model, buffer
+
+
+# ---- after an epoch
 
 
 def save_epoch(run: Run, trainer: Trainer) -> None:
@@ -91,92 +133,67 @@ def save_epoch(run: Run, trainer: Trainer) -> None:
 
     Raises UserError where another process, say a second notebook, has trained this stage as far in the meantime.
     """
-    stored = run.result(trainer.task) or {"history": []}
-    if len(stored["history"]) >= len(trainer.history):
+    task = trainer.task
+    epochs = len(trainer.history)
+    stored = run.result(task)
+    if stored is not None and len(stored.history) >= epochs:  # this process has not written that epoch
         raise UserError(f"Another process trains in {run.folder} too: stop one of the two, then run again.")
-    every, last = run.settings.eval_every, trainer.finished
-    if last or len(trainer.history) % every == 0:
-        trainer.history[-1]["val"] = {task: m[METRIC_NAMES[task]] for task, m in evaluate_all(run, trainer).items()}
-    checkpoint.save(run.path(trainer.task, ".state.pt"), trainer.state_dict())
-    files.write_json(run.path(trainer.task, ".json"), {"key": run.key, "history": trainer.history})
-
-
-def evaluate_all(run: Run, trainer: Trainer) -> dict[str, dict]:
-    """Metrics of the averaged weights on val for every task learned so far."""
-    return evaluate_tasks(run, trainer.ema.module, trainer.task)
-
-
-def evaluate_tasks(run: Run, model: torch.nn.Module, task: str) -> dict[str, dict]:
-    """Metrics of a model on val for the task of a stage and all before it."""
-    learned = [*run.settings.earlier(task), task]
-    return {t: evaluate(model, run.data(t, "val"), run.settings.eval_size[t]) for t in learned}
-
-
-def finish_stage(run: Run, trainer: Trainer) -> dict:
-    """After the last epoch: evaluate the best model, fill the buffer, save both, and report the stage."""
-    task, model = trainer.task, best_model(run, trainer)
-    metrics = evaluate_tasks(run, model, task)
-    if task != run.settings.tasks[-1]:
-        store_exemplars(trainer, model)
-    result = {
-        "key": run.key,
-        "history": trainer.history,
-        "best_epoch": trainer.best["epoch"],
-        "minutes": sum(entry["seconds"] for entry in trainer.history) / 60,
-        "metrics": metrics,
-    }
-    common = {
-        "classes": run.classes.as_dict(),
-        "settings": run.settings.as_dict(),
-        "initial_weights": run.key["initial_weights"],
-    }
-    scores = {t: m[METRIC_NAMES[t]] for t, m in metrics.items()}
+    if trainer.finished or epochs % run.settings.eval_every == 0:
+        metrics = evaluate_tasks(run, trainer.ema.module, task)  # the averaged weights, since those are handed on
+        trainer.history[-1].val = values_of(metrics)
+    # the state first: after a crash between the two the stage continues from it, the JSON one epoch behind
     checkpoint.save(run.path(task, ".state.pt"), trainer.state_dict())
-    weights = checkpoint.halved(model.state_dict())
-    checkpoint.save(run.path(task), common | {"model": weights, "stage": task, "val": scores})
-    files.write_json(run.path(task, ".json"), result)
+    files.write_json(run.path(task, ".json"), StageResult(run.key, trainer.history).as_dict())
+
+
+def evaluate_tasks(run: Run, model: nn.Module, task: Task) -> dict[Task, TaskMetrics]:
+    """Metrics of a model on val for the task of a stage and all before it."""
+    metrics = {}
+    for learned in (*run.settings.earlier(task), task):
+        metrics[learned] = evaluate(model, run.data(learned, "val"), run.settings.eval_size[learned])
+    return metrics
+
+
+def values_of(metrics: dict[Task, TaskMetrics]) -> dict[Task, float]:
+    """The metric that judges each task."""
+    return {task: result.value for task, result in metrics.items()}
+
+
+# ---- the end of a stage
+
+
+def finish_stage(run: Run, trainer: Trainer) -> StageResult:
+    """After the last epoch: evaluate the best model, fill the buffer, save both, and report the stage."""
+    assert trainer.best is not None, "the last epoch at least has weak augmentation, so it is the best of one or more"
+    task = trainer.task
+    model = best_model(run, trainer)
+    metrics = evaluate_tasks(run, model, task)
+    if task != run.settings.tasks[-1]:  # after the last stage nothing is replayed
+        store_exemplars(trainer, model)
+    result = StageResult(
+        key=run.key,
+        history=trainer.history,
+        best_epoch=trainer.best.epoch,
+        minutes=sum(record.seconds for record in trainer.history) / 60,
+        metrics=metrics,  # of the best model, not of the last epoch
+    )
+    # a stage counts as finished only when its JSON has metrics: a crash before that leaves one that is finished anew
+    checkpoint.save(run.path(task, ".state.pt"), trainer.state_dict())
+    checkpoint.save(run.path(task), model_file(run, task, model, metrics))
+    files.write_json(run.path(task, ".json"), result.as_dict())
     write_metrics(run)
     return result
 
 
 def best_model(run: Run, trainer: Trainer) -> UnifiedModel:
     """The model that a stage hands on, as it will be read from its file: rounded to half precision."""
+    assert trainer.best is not None, "no epoch is finished"
     model = build(run.settings, run.classes)
-    load_weights(model, trainer.best["model"])
-    load_weights(model, checkpoint.halved(finalize_model(model, run.settings).state_dict()))
-    return model.to(run.device, memory_format=torch.channels_last)
-
-
-def write_metrics(run: Run) -> None:
-    """metrics.json: the results of the stages finished so far, from which all tables and figures are made."""
-    done = {task: run.result(task) for task in TASKS if run.finished(task)}
-    about = run.key | {
-        "source": str(run.root),
-        "device": run.device,
-        "parameters": count_parameters(build(run.settings, run.classes)),
-        "written": time.strftime("%Y-%m-%d"),
-    }
-    stages = {task: {k: v for k, v in result.items() if k != "key"} for task, result in done.items()}
-    files.write_json(run.folder / "metrics.json", about | {"classes": run.classes.as_dict(), "stages": stages})
-
-
-def store_exemplars(trainer: Trainer, model: UnifiedModel) -> None:
-    """Fill the replay buffer from a finished stage; `model` is what the stage hands on."""
-    settings, task, buffer = trainer.settings, trainer.task, trainer.buffer
-    features = None
-    if settings.exemplar_selection == "herding":
-        size = settings.train_size[task]
-        features = collect_head_features(model, trainer.dataset.samples, task, size, trainer.device).mean((2, 3))
-    buffer.store(trainer.dataset, torch.Generator().manual_seed(settings.seed), settings.exemplar_selection, features)
-    if settings.derpp_weight and task in buffer.samples:
-        with torch.inference_mode():
-            hidden = collect_head_features(
-                model, buffer.samples[task], task, settings.train_size[task], trainer.device
-            ).to(trainer.device)
-            buffer.stored_logits[task] = model.head[-1](hidden).half().cpu()
-    if settings.ewc_weight:
-        for name, value in task_fisher(trainer, model).items():
-            buffer.fisher[name] = buffer.fisher.get(name, 0) + value.cpu()
+    load_weights(model, trainer.best.weights)
+    finalize_model(model, run.settings)  # before rounding, since folding multiplies weights
+    rounded = checkpoint.halved(model.state_dict())
+    load_weights(model, rounded)
+    return place_model(model, run.device)
 
 
 def finalize_model(model: UnifiedModel, settings: Settings) -> UnifiedModel:
@@ -186,20 +203,64 @@ def finalize_model(model: UnifiedModel, settings: Settings) -> UnifiedModel:
     return model.eval()
 
 
-MAX_LOSS_RATIO = (
-    0.93  # part of its first training loss that a task's last may be: an epoch without learning differs by less
-)
-MIN_FLOOR_RATIO = 1.25  # times its floor that a task must score after its stage
+def store_exemplars(trainer: Trainer, model: UnifiedModel) -> None:
+    """Fill the replay buffer from a finished stage, with what the remedies keep; `model` is what the stage hands on."""
+    settings, task = trainer.settings, trainer.task
+    features = None
+    if settings.exemplar_selection == "herding":
+        samples, size = trainer.dataset.samples, settings.train_size[task]
+        maps = collect_head_features(model, samples, task, size, trainer.device)  # (N, fuse + head, h, w)
+        features = mean_over_cells(maps)  # (N, fuse + head)
+    generator = torch.Generator().manual_seed(settings.seed)
+    trainer.buffer.store(trainer.dataset, generator, settings.exemplar_selection, features)
+    for remedy in trainer.remedies:
+        remedy.after_stage(trainer, model)
 
 
-def assert_learned(result: dict, task: str) -> None:
-    """Assert of a finished stage what a broken one would miss, in any profile: a sentence says what is missing."""
-    first, last = (result["history"][i]["loss"] for i in (0, -1))
-    for earlier in TASKS[: TASKS.index(task)]:
-        assert last.get(earlier, 0) > 0, (
-            f"{earlier} was not replayed: see Settings.replay_per_task and Settings.replay_weight"
-        )
+def model_file(run: Run, task: Task, model: UnifiedModel, metrics: dict[Task, TaskMetrics]) -> dict[str, Any]:
+    """The content of a stage's .pt file: all that is needed to use the model and to know where it comes from."""
+    return {
+        "classes": run.classes.as_dict(),
+        "settings": run.settings.as_dict(),
+        "initial_weights": run.key.initial_weights,
+        "model": checkpoint.halved(model.state_dict()),
+        "stage": task,
+        "val": values_of(metrics),
+    }
+
+
+def write_metrics(run: Run) -> None:
+    """metrics.json: the results of the stages finished so far, from which all tables and figures are made."""
+    stages = {}
+    for task in TASKS:
+        result = run.result(task)
+        if result is not None and run.finished(task):
+            stages[task] = result
+    metrics = RunMetrics(
+        key=run.key,
+        source=str(run.root),
+        device=run.device,
+        parameters=count_parameters(build(run.settings, run.classes)),  # BatchNorm's included, as before folding
+        written=time.strftime("%Y-%m-%d"),
+        classes=run.classes,
+        stages=stages,
+    )
+    files.write_json(run.folder / "metrics.json", metrics.as_dict())
+
+
+# ---- a live check for the notebooks
+
+
+def assert_learned(result: StageResult, task: Task) -> None:
+    """Assert of a finished stage what a broken one would miss, in any profile: a sentence names what is missing."""
+    first, last = result.history[0].loss, result.history[-1].loss
+    *earlier_tasks, _ = learned_by(task)
+    # a task that is replayed has a loss above 0 in every epoch
+    for earlier in earlier_tasks:
+        replayed = last.get(earlier, 0.0) > 0
+        assert replayed, f"{earlier} was not replayed: see Settings.replay_per_task and Settings.replay_weight"
     assert last[task] < MAX_LOSS_RATIO * first[task], f"{task}: the training loss did not fall, so nothing was learned"
-    assert task != "cls" or last[task] < math.log(10), "cls: the training loss is no better than guessing among ten"
-    for name, values in result["metrics"].items():
-        assert values[METRIC_NAMES[name]] > MIN_FLOOR_RATIO * values["floor"], f"{name} scores no better than its floor"
+    if task == "cls":
+        assert last["cls"] < UNIFORM_LOSS, "cls: the training loss is no better than guessing among ten"
+    for name, metrics in result.metrics.items():
+        assert metrics.value > MIN_FLOOR_RATIO * metrics.floor, f"{name} scores no better than its floor"

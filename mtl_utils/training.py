@@ -1,13 +1,15 @@
-"""Remedies against forgetting beside replay: each is an extra loss, weighted by one setting; they can be combined.
+"""The training loop: the new task's images beside replayed ones of the earlier tasks, and remedies against forgetting.
 
-A trainer asks every remedy after each forward (`on_batch`) and once a step (`on_step`). None of them changes
-the network or the tasks' own losses.
+A remedy is an extra loss beside replay, weighted by one setting; remedies can be combined. None of them changes the
+network or the tasks' own losses.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,34 +20,89 @@ from tqdm.auto import tqdm
 from mtl_utils.data import MiniSet
 from mtl_utils.files import UserError
 from mtl_utils.losses import class_weights, classification_loss, detection_loss, pixel_counts, segmentation_loss
-from mtl_utils.model import UnifiedModel
+from mtl_utils.model import UnifiedModel, place_model
 from mtl_utils.replay import ReplayBuffer
 from mtl_utils.settings import Settings
-from mtl_utils.tasks import TASK_NAMES, TASKS
-from mtl_utils.transforms import collate, strong_augmentation, to_device, weak_augmentation
+from mtl_utils.tasks import TASK_NAMES, TASKS, Task
+from mtl_utils.transforms import Batch, Targets, collate, strong_augmentation, to_device, weak_augmentation
+
+TaskLoss = Callable[..., Tensor]  # of (outputs, targets)
+
+# names of the loss terms that belong to no single task; the others are named by their task
+BOXES_FROM_MASKS = "boxes_from_masks"
+REMEDIES = "remedies"
 
 
 class Remedy:
-    """An extra loss against forgetting; 0 where it has nothing to say."""
+    """An extra loss against forgetting: three hooks, each of which does nothing unless a subclass defines it."""
 
-    def batch_loss(self, trainer, task: str, images: Tensor, hidden: Tensor) -> Tensor | float:
-        """After a forward of a task's images (B, 3, H, W), new or replayed; hidden features (B, width, h, w)."""
+    def batch_loss(self, trainer: "Trainer", task: Task, images: Tensor, features: Tensor) -> Tensor | float:
+        """The loss () of one batch of a task, new or replayed, after its forward; 0 for nothing.
+
+        images: (B, 3, H, W) in [0, 1]; features: (B, fuse + head, h, w), what the head's last layer reads.
+        """
         return 0.0
 
-    def step_loss(self, trainer) -> Tensor | float:
-        """Once a step, whatever its batches are."""
+    def step_loss(self, trainer: "Trainer") -> Tensor | float:
+        """The loss () of a whole step, whatever its batches are; 0 for nothing."""
         return 0.0
 
+    def after_stage(self, trainer: "Trainer", model: UnifiedModel) -> None:
+        """Keep in `trainer.buffer` what the remedy needs in later stages; `model` is what the stage hands on."""
 
-Batch = tuple[Tensor, list | Tensor]
+
+@dataclass
+class EpochRecord:
+    """One epoch of a stage's history."""
+
+    epoch: int  # from 1
+    # mean over the steps of every loss term; their sum is what was minimised: the tasks' weighted supervised losses by
+    # task, BOXES_FROM_MASKS and REMEDIES where they occur
+    loss: dict[str, float]
+    lr: float  # of all layers but the trunk, after the last step
+    seconds: float
+    val: dict[Task, float] | None = None  # the tasks' metrics on val, in the epochs that end with an evaluation
+
+    @property
+    def total_loss(self) -> float:
+        """The sum of all loss terms."""
+        return sum(self.loss.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as they are stored in JSON and in checkpoints; no "val" without an evaluation."""
+        values = {"epoch": self.epoch, "loss": self.loss, "lr": self.lr, "seconds": self.seconds}
+        return values if self.val is None else values | {"val": self.val}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "EpochRecord":
+        """The inverse of as_dict. Raises TypeError where a value is missing or unknown."""
+        return cls(**values)
+
+
+@dataclass
+class BestEpoch:
+    """The epoch whose averaged weights a stage hands on."""
+
+    epoch: int  # from 1
+    loss: float  # the sum of its loss terms
+    weights: dict[str, Tensor]  # a state dict of the model, on the CPU
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values and tensors, as they are stored in checkpoints."""
+        return {"epoch": self.epoch, "loss": self.loss, "model": self.weights}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "BestEpoch":
+        """The inverse of as_dict."""
+        return cls(values["epoch"], values["loss"], values["model"])
 
 
 class Trainer:
     """Trains a model on one task while replaying earlier ones.
 
-    `history` holds a dict for each finished epoch; `best` the averaged weights of the epoch with the lowest training
-    loss over all tasks in play, among the last epochs, whose calm augmentation makes their losses comparable. It is
-    never chosen on val, since val is what the results are reported on.
+    `history` holds a record for each finished epoch; `best` the averaged weights of the epoch with the lowest training
+    loss, all terms together, among the last epochs, whose weak augmentation makes their losses comparable (None before
+    the first of them). It is never chosen on val, since val is what the results are reported on.
     """
 
     def __init__(
@@ -57,24 +114,35 @@ class Trainer:
         device: str,
         remedies: Sequence[Remedy] = (),
     ):
-        self.task, self.dataset, self.buffer = dataset.task, dataset, buffer
-        self.settings, self.device, self.remedies = settings, device, remedies
-        self.earlier = [t for t in settings.earlier(self.task) if settings.replay_per_task and t in buffer.samples]
-        self.model = model.to(device, memory_format=torch.channels_last)
-        self.ema = AveragedModel(self.model, avg_fn=partial(ema_update, settings.ema_decay), use_buffers=True)
-        seed = 10 * settings.seed + TASKS.index(self.task)
+        self.task = dataset.task
+        self.dataset = dataset
+        self.buffer = buffer
+        self.settings = settings
+        self.device = device
+        self.remedies = remedies
+        self.earlier = replayed_tasks(settings, self.task, buffer)
+        self.model = place_model(model, device)
+        # the averaged weights are what is evaluated and handed on; BatchNorm's statistics are averaged with them
+        average = partial(ema_update, settings.ema_decay)
+        self.ema = AveragedModel(self.model, avg_fn=average, use_buffers=True)
+
+        seed = 10 * settings.seed + TASKS.index(self.task)  # every stage has random numbers of its own
         torch.manual_seed(seed)  # augmentation
         self.generator = torch.Generator().manual_seed(seed)  # order of images, replay
-        self.steps = max(1, len(dataset) // settings.batch_size[self.task])
-        groups = parameter_groups(model, settings, self.task)
+
+        self.steps = max(1, len(dataset) // settings.batch_size[self.task])  # in an epoch
+        freeze_layers(self.model, settings, self.task)
+        trunk_lr, lr = learning_rates(self.model, settings, self.task)
+        groups = parameter_groups(self.model, trunk_lr, lr)
+        # fused: all weights of a group in one kernel
         self.optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
-        total = self.steps * settings.epochs[self.task]
-        shape = partial(warmup_cosine, total=total, warmup=settings.warmup_fraction)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, shape)
-        self.scaler = torch.amp.GradScaler(enabled=device == "cuda")
+        total_steps = self.steps * settings.epochs[self.task]
+        factor = partial(warmup_cosine, total=total_steps, warmup=settings.warmup_fraction)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.scaler = torch.amp.GradScaler(enabled=device == "cuda")  # a CPU's bfloat16 has the range of float32
         self.losses = make_losses(dataset, buffer, device)
-        self.history: list[dict] = []
-        self.best: dict = {"loss": math.inf}
+        self.history: list[EpochRecord] = []
+        self.best: BestEpoch | None = None
 
     @property
     def finished(self) -> bool:
@@ -83,147 +151,249 @@ class Trainer:
 
     @property
     def weak_now(self) -> bool:
-        """Whether the running epoch is one of the last, without heavy augmentation; at least one is."""
+        """Whether the running epoch is one of the last, with weak augmentation; at least one is."""
         epochs = self.settings.epochs[self.task]
-        return len(self.history) >= epochs - max(1, round(self.settings.weak_augmentation * epochs))
+        weak_epochs = max(1, round(self.settings.weak_augmentation * epochs))  # one at least, for the best to be one
+        return len(self.history) >= epochs - weak_epochs
 
-    def epoch(self, bar: tqdm | None = None) -> dict:
-        """Train for one pass over the task's images; returns and keeps the epoch's entry of the history."""
-        started, sums = time.perf_counter(), dict.fromkeys([*self.earlier, self.task], 0.0)
-        calm_now = self.weak_now
+    def epoch(self, bar: "tqdm[Any] | None" = None) -> EpochRecord:
+        """Train for one pass over the task's images; returns the epoch's record and keeps it in the history."""
+        started = time.perf_counter()
+        weak_epoch = self.weak_now  # asked before the history grows
+        totals = dict.fromkeys([*self.earlier, self.task], 0.0)  # of each loss term over the steps
         self.model.train()
-        for images, targets in self.loader():
-            for task, loss in self.step({self.task: (images, targets)} | self.replay()).items():
-                sums[task] += loss
+        for new_batch in self.loader():
+            batches = {self.task: new_batch} | self.replay()  # the new task's batch is the first of a step
+            for term, value in self.step(batches).items():
+                totals[term] = totals.get(term, 0.0) + value
             if bar is not None:
                 bar.update()
-        mean = {task: total / self.steps for task, total in sums.items()}
-        entry = {"epoch": len(self.history) + 1, "loss": mean, "lr": self.schedule.get_last_lr()[-1]}
-        self.history.append(entry | {"seconds": time.perf_counter() - started})
-        if calm_now and sum(mean.values()) < self.best["loss"]:
-            weights = {k: v.detach().cpu().clone() for k, v in self.ema.module.state_dict().items()}
-            self.best = {"loss": sum(mean.values()), "epoch": len(self.history), "model": weights}
-        return self.history[-1]
+        record = EpochRecord(
+            epoch=len(self.history) + 1,
+            loss={term: total / self.steps for term, total in totals.items()},
+            lr=float(self.schedule.get_last_lr()[-1]),
+            seconds=time.perf_counter() - started,
+        )
+        self.history.append(record)
+        if weak_epoch:
+            self.keep_if_best(record)
+        return record
 
-    def step(self, batches: dict[str, Batch]) -> dict[str, float]:
-        """One optimiser step on the sum of the tasks' losses; each task has its own forward at its own size."""
-        self.optimizer.zero_grad(set_to_none=True)
-        values = {}
+    def keep_if_best(self, record: EpochRecord) -> None:
+        """Keep a copy of the averaged weights where no earlier epoch had a lower loss."""
+        loss = record.total_loss
+        if self.best is not None and loss >= self.best.loss:
+            return
+        # copies, since the average goes on changing in place
+        weights = {name: value.detach().cpu().clone() for name, value in self.ema.module.state_dict().items()}
+        self.best = BestEpoch(record.epoch, loss, weights)
+
+    def step(self, batches: dict[Task, Batch]) -> dict[str, float]:
+        """One optimiser step on the sum of all loss terms; each task has its own forward at its own image size.
+
+        Returns the value of every term (see EpochRecord.loss). Raises UserError at the first that is not finite.
+        """
+        values: dict[str, float] = {}
+        self.optimizer.zero_grad()
+        # gradients add up over the batches, so that only one batch's activations are in memory at a time
         for task, (images, targets) in batches.items():
-            images = images.to(self.device)
-            with mixed_precision(self.device):
-                hidden = self.model.head_features(images)
-                outputs = self.model.outputs(hidden)
-            weight = 1.0 if task == self.task else self.settings.replay_weight
-            targets = to_device(targets, self.device)
-            loss = self.losses[task](outputs, targets)
-            values[task] = weight * loss.item()
-            if task == "seg" and self.settings.boxes_from_masks and self.task != "seg":
-                loss = loss + self.losses["det"](outputs, targets)  # the same forward teaches both
-            loss = loss + self.remedy_loss("batch_loss", task, images, hidden)
-            if not math.isfinite(values[task]):
-                raise UserError(f"The {task} loss became {values[task]} in {self.title()}: lower Settings.lr.")
-            self.scaler.scale(weight * loss).backward()
-        if isinstance(extra := self.remedy_loss("step_loss"), Tensor):
-            self.scaler.scale(extra).backward()
-        self.scaler.unscale_(self.optimizer)
+            terms = self.batch_terms(task, images, targets)
+            self.backward(terms, values)
+        self.backward(self.step_terms(), values)
+
+        self.scaler.unscale_(self.optimizer)  # the norm is that of the true gradient
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
         if norm.isfinite():  # a rare gradient in half precision is not: it would spoil every weight
             self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.schedule.step()
+        self.scaler.update()  # the factor that keeps small float16 gradients from becoming 0
+        self.schedule.step()  # after every step, not after every epoch
         self.ema.update_parameters(self.model)
         return values
 
-    def remedy_loss(self, when: str, *about) -> Tensor | float:
-        """The sum of what the remedies add to the loss, after a batch or once a step (see remedies.Remedy)."""
+    def batch_terms(self, task: Task, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """The loss terms of one task's batch, new or replayed.
+
+        `replay_weight` weighs what an earlier task's labels teach; a remedy has a weight of its own.
+        """
+        images = images.to(self.device)
         with mixed_precision(self.device):
-            return sum((getattr(remedy, when)(self, *about) for remedy in self.remedies), start=0.0)
+            features = self.model.head_features(images)  # (B, fuse + head, h, w)
+            outputs = self.model.outputs(features)
+        targets = to_device(targets, self.device)
 
-    def replay(self) -> dict[str, Batch]:
-        """A batch of stored samples of each earlier task, augmented like new ones; DER++ takes half of them itself."""
-        count = self.settings.replay_per_task - (
-            self.settings.replay_per_task // 2 if self.settings.derpp_weight else 0
-        )
-        drawn = {task: self.buffer.sample(task, count, self.generator) for task in self.earlier}
-        return {task: collate(samples, self.transform(task), task) for task, samples in drawn.items()}
+        weight = 1.0 if task == self.task else self.settings.replay_weight
+        terms = {task: weight * self.losses[task](outputs, targets)}
+        if task == "seg" and self.task != "seg" and self.settings.boxes_from_masks:
+            # a stored mask's target also holds boxes around its objects: the same forward teaches both tasks
+            terms[BOXES_FROM_MASKS] = weight * self.losses["det"](outputs, targets)
+        with mixed_precision(self.device):
+            extra = sum((r.batch_loss(self, task, images, features) for r in self.remedies), start=0.0)
+        if isinstance(extra, Tensor):
+            terms[REMEDIES] = extra
+        return terms
 
-    def transform(self, task: str) -> nn.Module:
-        """Heavy augmentation, and the calm one in the last epochs."""
-        return (weak_augmentation if self.weak_now else strong_augmentation)(task, self.settings.train_size[task])
+    def step_terms(self) -> dict[str, Tensor]:
+        """The loss terms of a whole step: what the remedies add once, whatever the batches are."""
+        with mixed_precision(self.device):
+            extra = sum((remedy.step_loss(self) for remedy in self.remedies), start=0.0)
+        return {REMEDIES: extra} if isinstance(extra, Tensor) else {}
 
-    def loader(self) -> DataLoader:
+    def backward(self, terms: dict[str, Tensor], values: dict[str, float]) -> None:
+        """Add the gradient of the sum of some loss terms to that of the step, and their values to `values`."""
+        if not terms:
+            return
+        for name, term in terms.items():
+            value = term.item()
+            if not math.isfinite(value):
+                raise UserError(f"The {name} loss became {value} in {self.title()}: lower Settings.lr.")
+            values[name] = values.get(name, 0.0) + value
+        loss = sum(terms.values(), start=torch.zeros((), device=self.device))  # (), float32
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+
+    def replay(self) -> dict[Task, Batch]:
+        """A batch of stored samples of each earlier task, augmented like new ones.
+
+        DER++ replays the other part of a task's samples itself, with their logits.
+        """
+        count = self.settings.replay_per_task - replayed_with_logits(self.settings)
+        batches: dict[Task, Batch] = {}
+        for task in self.earlier:
+            samples = self.buffer.sample(task, count, self.generator)
+            batches[task] = collate(samples, self.transform(task), task)
+        return batches
+
+    def transform(self, task: Task) -> nn.Module:
+        """Strong augmentation, and the weak one in the last epochs."""
+        augmentation = weak_augmentation if self.weak_now else strong_augmentation
+        return augmentation(task, self.settings.train_size[task])
+
+    def loader(self) -> DataLoader[Any]:
         """The task's training images in random order; what does not fill the last batch waits for the next epoch."""
-        batch = min(self.settings.batch_size[self.task], len(self.dataset))
-        join = partial(collate, transform=self.transform(self.task), task=self.task)
-        order = {"shuffle": True, "drop_last": True, "generator": self.generator}
-        return DataLoader(self.dataset, batch, collate_fn=join, **order)
+        batch_size = min(self.settings.batch_size[self.task], len(self.dataset))
+        collate_fn = partial(collate, transform=self.transform(self.task), task=self.task)
+        return DataLoader(
+            self.dataset,
+            batch_size,
+            shuffle=True,
+            drop_last=True,  # the steps of an epoch are counted, and all weigh alike
+            collate_fn=collate_fn,
+            generator=self.generator,
+        )
 
     def title(self) -> str:
         """What the progress bar and messages call the running epoch."""
         return f"{TASK_NAMES[self.task]} epoch {len(self.history) + 1}/{self.settings.epochs[self.task]}"
 
-    def state_dict(self) -> dict:
-        """Everything that the rest of the stage depends on."""
-        parts = {name: getattr(self, name).state_dict() for name in STATEFUL}
-        chance = {"torch": torch.get_rng_state(), "generator": self.generator.get_state()}
-        return parts | {"rng": chance, "history": self.history, "best": self.best}
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the stage depends on, as tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "buffer": self.buffer.state_dict(),  # the next stage reads it from here
+            "rng": {"torch": torch.get_rng_state(), "generator": self.generator.get_state()},
+            "history": [record.as_dict() for record in self.history],
+            "best": self.best.as_dict() if self.best else None,
+        }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where state_dict was taken."""
-        for name in STATEFUL:
-            getattr(self, name).load_state_dict(state[name])
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.buffer.load_state_dict(state["buffer"])
         torch.set_rng_state(state["rng"]["torch"])
         self.generator.set_state(state["rng"]["generator"])
-        self.history, self.best = state["history"], state["best"]
-
-
-STATEFUL = ("model", "ema", "optimizer", "schedule", "scaler", "buffer")  # parts of a Trainer with a state of their own
+        self.history = [EpochRecord.from_dict(values) for values in state["history"]]
+        self.best = BestEpoch.from_dict(state["best"]) if state["best"] else None
 
 
 def train(trainer: Trainer, after_epoch: Callable[[Trainer], None]) -> None:
     """Run the epochs that are left, calling `after_epoch` after each (evaluation, checkpoint, live curve)."""
-    done, total = len(trainer.history), trainer.settings.epochs[trainer.task]
-    with tqdm(total=total * trainer.steps, initial=done * trainer.steps, unit="step", mininterval=0.5) as bar:
+    done = len(trainer.history) * trainer.steps
+    total = trainer.settings.epochs[trainer.task] * trainer.steps
+    with tqdm(total=total, initial=done, unit="step", mininterval=0.5) as bar:
         while not trainer.finished:
             bar.set_description(trainer.title())
             trainer.epoch(bar)
             after_epoch(trainer)
 
 
-def parameter_groups(model: UnifiedModel, settings: Settings, task: str) -> list[dict]:
-    """Trunk and all the rest; a trunk with ImageNet weights learns more slowly or rests, one from nothing faster."""
-    if model.has_imagenet_trunk and settings.freeze_stem:
+def replayed_tasks(settings: Settings, task: Task, buffer: ReplayBuffer) -> list[Task]:
+    """The earlier tasks that are replayed while a task is trained: those with samples in the buffer."""
+    if not settings.replay_per_task:  # what is stored need not be replayed
+        return []
+    return [earlier for earlier in settings.earlier(task) if earlier in buffer.samples]
+
+
+def replayed_with_logits(settings: Settings) -> int:
+    """How many of a task's replayed images in a step DER++ takes for stored logits; the others have their labels."""
+    return settings.replay_per_task // 2 if settings.derpp_weight else 0
+
+
+def freeze_layers(model: UnifiedModel, settings: Settings, task: Task) -> None:
+    """Stop layers with ImageNet weights from learning: those up to stride 4, and after stage 1 the whole trunk."""
+    if not model.has_imagenet_trunk:
+        return
+    is_later_stage = bool(settings.earlier(task)) and not settings.joint
+    if settings.freeze_stem:
         model.backbone.trunk.freeze_early()
-    if model.has_imagenet_trunk and settings.freeze_trunk and settings.earlier(task) and not settings.joint:
+    if settings.freeze_trunk and is_later_stage:
         model.backbone.trunk.requires_grad_(False)
-    trunk = [p for p in model.backbone.trunk.parameters() if p.requires_grad]
-    rest = [*model.backbone.pooling.parameters(), *model.backbone.fusion.parameters(), *model.head.parameters()]
-    lr = settings.lr[task] * (1.0 if model.has_imagenet_trunk else settings.scratch_lr_factor)
-    factor = settings.trunk_lr_factor if model.has_imagenet_trunk else 1.0
-    return [{"params": trunk, "lr": lr * factor}, {"params": rest, "lr": lr}]
+
+
+def learning_rates(model: UnifiedModel, settings: Settings, task: Task) -> tuple[float, float]:
+    """The learning rates of the trunk and of all other layers.
+
+    A trunk with ImageNet weights learns more slowly, to keep what it learned; a network without them learns faster.
+    """
+    lr = settings.lr[task]
+    if model.has_imagenet_trunk:
+        return lr * settings.trunk_lr_factor, lr
+    lr = lr * settings.scratch_lr_factor
+    return lr, lr
+
+
+def parameter_groups(
+    model: UnifiedModel, trunk_lr: float, lr: float, others: Iterable[nn.Module] = ()
+) -> list[dict[str, Any]]:
+    """An optimiser's two groups: the trunk's parameters that learn, and those of all other layers.
+
+    others: modules beside the model that learn at `lr` too, such as stage 0's classifier; they come last. What is
+    frozen later, after the groups are made, stays in its group.
+    """
+    # a frozen layer never has a gradient, so an optimiser has no use for it
+    trunk = [parameter for parameter in model.backbone.trunk.parameters() if parameter.requires_grad]
+    new_layers = nn.ModuleList([model.backbone.pooling, model.backbone.fusion, model.head, *others])
+    return [{"params": trunk, "lr": trunk_lr}, {"params": list(new_layers.parameters()), "lr": lr}]
 
 
 def warmup_cosine(step: int, total: int, warmup: float) -> float:
     """Factor of the learning rate: a straight rise over the first `warmup` of all steps, then half a cosine to 0."""
-    rise = max(1, round(warmup * total))
-    if step < rise:
+    rise = max(1, round(warmup * total))  # steps
+    if step < rise:  # step + 1: with the rate 0 the first step would learn nothing
         return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+    progress = (step - rise) / max(1, total - rise)  # 0 to 1
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def ema_update(decay: float, average: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
-    """Exponential moving average whose memory grows with the number of steps, up to `decay`."""
-    keep = min(decay, (1 + int(count)) / (10 + int(count)))
-    return average + (new - average) * (1 - keep)
+    """Exponential moving average whose decay grows with the number of steps averaged so far, up to `decay`."""
+    steps = int(count)
+    current_decay = min(decay, (1 + steps) / (10 + steps))  # small at first: early weights are soon forgotten
+    return average + (new - average) * (1 - current_decay)
 
 
-def make_losses(dataset: MiniSet, buffer: ReplayBuffer, device: str) -> dict[str, Callable]:
+def make_losses(dataset: MiniSet, buffer: ReplayBuffer, device: str) -> dict[Task, TaskLoss]:
     """The loss of each task; segmentation's class weights come from the masks at hand, new or stored."""
     samples = dataset.samples if dataset.task == "seg" else buffer.samples.get("seg", [])
-    weights = class_weights(pixel_counts([target["mask"] for _, target in samples])).to(device)
-    seg = partial(segmentation_loss, weights=weights)
-    return {"seg": seg, "det": detection_loss, "cls": classification_loss}
+    pixels = pixel_counts([target["mask"] for _, target in samples])  # (21,)
+    weighted_loss = partial(segmentation_loss, weights=class_weights(pixels).to(device))
+    return {"seg": weighted_loss, "det": detection_loss, "cls": classification_loss}
 
 
 def mixed_precision(device: str) -> torch.autocast:

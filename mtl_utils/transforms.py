@@ -1,24 +1,36 @@
 """Augmentation and evaluation transforms, for new and for replayed samples alike, and the making of batches.
 
-Image, mask and boxes move together: torchvision.transforms.v2 sees them as tv_tensors.
+A transform takes and returns a sample, (image, target) as in data.py. Image, mask and boxes move together: the
+functions of torchvision.transforms.v2 tell them apart by their tv_tensors types.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import tv_tensors
+from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
 
-from mtl_utils.data import Sample
-from mtl_utils.tasks import IGNORE
+from mtl_utils.data import Sample, Target
+from mtl_utils.model import IMAGENET_MEAN, resize
+from mtl_utils.tasks import IGNORE, Task
 
-GREY = (124, 116, 104)  # ImageNet's mean colour: padding in evaluation becomes 0 after normalisation
+# the colour of padding, (124, 116, 104): the model's normalisation makes it 0
+GREY = tuple(round(255 * channel) for channel in IMAGENET_MEAN)
 SCALES = {"seg": (0.5, 2.0), "det": (0.6, 1.6)}  # scale jitter against the size that makes the image just fit
 MIN_BOX = 4  # pixels: a box that the crop leaves smaller is no longer recognisable
+JITTER = 0.4  # brightness, contrast and saturation change by a factor between 1 - JITTER and 1 + JITTER
+CROP_AREA = (0.35, 1.0)  # fraction of the image that a crop for classification shows
+
+Targets = list[Target] | Tensor  # of a batch: a target for each image (seg, det), or labels (B,) int64 (cls)
+Batch = tuple[Tensor, Targets]  # images (B, 3, size, size) float32 in [0, 1], channels last, and their targets
 
 
-class RandomWindow(v2.Transform):
+class RandomWindow(nn.Module):
     """Scale jitter and a random square window of `size` pixels (as in Simple Copy-Paste), padded outside the image.
 
     The scale is a random number from `scales` times the one at which the image just fits. Only what the window shows is
@@ -27,104 +39,209 @@ class RandomWindow(v2.Transform):
 
     def __init__(self, size: int, scales: tuple[float, float]):
         super().__init__()
-        self.size, self.scales = size, scales
+        self.size = size
+        self.scales = scales
 
-    def forward(self, image, target):
-        sides = image.shape[-2:]
-        scale = torch.empty(1).uniform_(*self.scales).item() * self.size / max(sides)
-        spans = [axis_window(side, self.size, scale) for side in sides]
-        (top, height, above, new_height), (left, width, before, new_width) = spans
-        for function, args in (
-            (v2.functional.crop, [top, left, height, width]),
-            (v2.functional.resize, [[new_height, new_width]]),
-        ):
-            image, target = function(image, *args), _apply(function, target, *args)
-        pad = [before, above, self.size - before - new_width, self.size - above - new_height]
-        return v2.functional.pad(image, pad, fill=list(GREY)), _apply(v2.functional.pad, target, pad, fill=IGNORE)
+    def forward(self, image: tv_tensors.Image, target: Target) -> Sample:
+        height, width = image.shape[-2:]
+        jitter = torch.empty(1).uniform_(*self.scales).item()  # from torch's generator, whose state is in checkpoints
+        scale = jitter * self.size / max(height, width)
+        rows = axis_window(height, self.size, scale)
+        columns = axis_window(width, self.size, scale)
 
-
-def axis_window(side: int, size: int, scale: float) -> tuple[int, int, int, int]:
-    """A random window along one axis: first pixel, count to cut out, padding before, pixels after scaling."""
-    chance = torch.rand(1).item()
-    span = min(side, math.ceil(size / scale))
-    new = min(size, max(1, round(span * scale)))
-    return round(chance * (side - span)), span, round(chance * (size - new)), new
+        window = [rows.start, columns.start, rows.length, columns.length]  # top, left, height, width
+        image = TF.crop(image, *window)
+        target = move_target(TF.crop, target, *window)
+        image, target = resize_sample(image, target, rows.resized, columns.resized)
+        below = self.size - rows.before - rows.resized
+        right = self.size - columns.before - columns.resized
+        return pad_sample(image, target, [columns.before, rows.before, right, below])
 
 
-class DropSmallBoxes(v2.SanitizeBoundingBoxes):
+class AxisWindow(NamedTuple):
+    """A window along one axis of an image, in pixels."""
+
+    start: int  # first pixel of the image that is cut out
+    length: int  # pixels that are cut out
+    before: int  # padding in front of them
+    resized: int  # pixels that they become
+
+
+def axis_window(side: int, size: int, scale: float) -> AxisWindow:
+    """A random window of `size` pixels along an axis of `side` pixels, resized by `scale`.
+
+    Either the window is full, or it holds the whole axis and padding; the same random number places the window in the
+    image or the image in the window.
+    """
+    position = torch.rand(1).item()  # 0: as far left or up as possible, 1: as far right or down
+    needed = math.ceil(size / scale)  # pixels of the image that fill the window
+    length = min(side, needed)
+    resized = round(length * scale)
+    resized = min(size, max(1, resized))  # rounding may not leave the window, nor nothing of the image
+    start = round(position * (side - length))
+    before = round(position * (size - resized))
+    return AxisWindow(start, length, before, resized)
+
+
+class DropSmallBoxes(nn.Module):
     """Drops boxes, with their labels, that a window leaves smaller than MIN_BOX; a target may have no boxes."""
 
-    def __init__(self):
-        super().__init__(min_size=MIN_BOX, labels_getter=_per_box)
+    def __init__(self) -> None:
+        super().__init__()
+        self.sanitize = v2.SanitizeBoundingBoxes(min_size=MIN_BOX, labels_getter=values_of_boxes)
 
-    def forward(self, image, target):
-        return super().forward(image, target) if "boxes" in target else (image, target)
+    def forward(self, image: tv_tensors.Image, target: Target) -> Sample:
+        if "boxes" not in target:
+            return image, target
+        image, target = self.sanitize(image, target)  # which knows no target without boxes
+        return image, target
 
 
-class Letterbox(v2.Transform):
-    """Scale so that the longer side is `size`, then pad right and below to a square: one scale, no shift."""
+def values_of_boxes(sample: Sample) -> tuple[Tensor, Tensor]:
+    """What SanitizeBoundingBoxes has to drop together with a box."""
+    _, target = sample
+    return target["labels"], target["crowd"]
+
+
+class Letterbox(nn.Module):
+    """Scale so that the longer side is `size`, then pad right and below to a square: one scale, no shift.
+
+    The two `undo` methods lead from the square back to an image of `shape` (height, width).
+    """
 
     def __init__(self, size: int):
         super().__init__()
         self.size = size
 
-    def content(self, shape: tuple[int, int]) -> list[int]:
-        """Height and width of what an image of that shape becomes, without the padding."""
-        return [max(1, round(side * self.size / max(shape))) for side in shape]
+    def content(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Height and width of an image of that shape once it is scaled, without the padding."""
+        height, width = shape
+        longer = max(shape)
+        new_height = round(height * self.size / longer)
+        new_width = round(width * self.size / longer)
+        return max(1, new_height), max(1, new_width)  # a very long image keeps a row of pixels
 
-    def forward(self, image, target):
-        new = self.content(image.shape[-2:])
-        image, target = v2.functional.resize(image, new), _apply(v2.functional.resize, target, new)
-        pad = [0, 0, self.size - new[1], self.size - new[0]]
-        return v2.functional.pad(image, pad, fill=list(GREY)), _apply(v2.functional.pad, target, pad, fill=IGNORE)
+    def forward(self, image: tv_tensors.Image, target: Target) -> Sample:
+        height, width = self.content(image.shape[-2:])
+        image, target = resize_sample(image, target, height, width)
+        right = self.size - width
+        below = self.size - height
+        return pad_sample(image, target, [0, 0, right, below])
+
+    def undo_mask(self, logits: Tensor, shape: Sequence[int]) -> Tensor:
+        """Logits (C, size, size) of the square to logits (C, *shape): padding cut off, the rest resized."""
+        height, width = self.content(shape)
+        without_padding = logits[:, :height, :width]
+        return resize(without_padding[None], shape)[0]
+
+    def undo_boxes(self, boxes: Tensor, shape: Sequence[int]) -> Tensor:
+        """Boxes (N, 4) XYXY in pixels of the square to boxes in the image's own pixels, cut off at its sides."""
+        height, width = shape
+        factor = max(height, width) / self.size  # exact, whatever `content` rounds
+        inside: Tensor = clip_boxes_to_image(boxes * factor, (height, width))
+        return inside
 
 
-def _apply(function, target: dict[str, Tensor], *args, **kwargs) -> dict[str, Tensor]:
-    """`function` on the masks and boxes of a target, everything else as it is."""
-    moved = (tv_tensors.Mask, tv_tensors.BoundingBoxes)
-    return {k: function(v, *args, **kwargs) if isinstance(v, moved) else v for k, v in target.items()}
+def resize_sample(image: tv_tensors.Image, target: Target, height: int, width: int) -> Sample:
+    """A sample resized to a size; masks keep their values, since v2 takes the nearest pixel of a mask."""
+    size = [height, width]
+    resized = TF.resize(image, size)
+    return resized, move_target(TF.resize, target, size)
 
 
-def strong_augmentation(task: str, size: int) -> v2.Transform:
+def pad_sample(image: tv_tensors.Image, target: Target, pad: list[int]) -> Sample:
+    """A sample with so many pixels of padding left, above, right and below: GREY, and IGNORE in masks.
+
+    IGNORE keeps padding out of the segmentation loss and of the class weights.
+    """
+    padded = TF.pad(image, pad, fill=list(GREY))
+    return padded, move_target(TF.pad, target, pad, fill=IGNORE)
+
+
+def move_target(function: Callable[..., Tensor], target: Target, *args: object, **kwargs: object) -> Target:
+    """`function` of the masks and boxes of a target, with these further arguments; other values as they are."""
+    moved = {}
+    for name, value in target.items():
+        if isinstance(value, (tv_tensors.Mask, tv_tensors.BoundingBoxes)):
+            value = function(value, *args, **kwargs)
+        moved[name] = value
+    return moved
+
+
+def compose(*steps: nn.Module) -> nn.Module:
+    """One transform that applies the steps in turn."""
+    chain: nn.Module = v2.Compose(steps)
+    return chain
+
+
+def strong_augmentation(task: Task, size: int) -> nn.Module:
     """The training transform: flips, colour, and a random crop (cls) or scale jitter and a random window (seg, det)."""
-    common = [v2.RandomHorizontalFlip(), v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)]
+    flip = v2.RandomHorizontalFlip()
+    colour = v2.ColorJitter(brightness=JITTER, contrast=JITTER, saturation=JITTER)
+    if task == "cls":  # a part of an object still shows its class, so that crops may cut it
+        crop = v2.RandomResizedCrop(size, scale=CROP_AREA)
+        return compose(crop, flip, colour)
+    window = RandomWindow(size, SCALES[task])
+    # colour comes after the window, which leaves it fewer pixels to change; so the grey of the padding changes too
+    return compose(window, flip, colour, DropSmallBoxes())
+
+
+def eval_transform(task: Task, size: int) -> nn.Module:
+    """The evaluation transform, without randomness: whole image letterboxed (seg, det) or centre crop (cls)."""
     if task == "cls":
-        return v2.Compose([v2.RandomResizedCrop(size, scale=(0.35, 1.0)), *common])
-    return v2.Compose([RandomWindow(size, SCALES[task]), *common, DropSmallBoxes()])
-
-
-def _per_box(inputs) -> tuple[Tensor, Tensor]:
-    """What SanitizeBoundingBoxes has to drop together with a box."""
-    return inputs[1]["labels"], inputs[1]["crowd"]
-
-
-def eval_transform(task: str, size: int) -> v2.Transform:
-    """The evaluation transform, without chance: whole image letterboxed (seg, det) or centre crop (cls)."""
-    if task == "cls":
-        return v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
+        shorter_side = v2.Resize(size)
+        return compose(shorter_side, v2.CenterCrop(size))
     return Letterbox(size)
 
 
-def weak_augmentation(task: str, size: int) -> v2.Transform:
+def weak_augmentation(task: Task, size: int) -> nn.Module:
     """The transform of the last epochs: the evaluation's, and flips."""
-    return v2.Compose([v2.RandomHorizontalFlip(), eval_transform(task, size)])
+    flip = v2.RandomHorizontalFlip()
+    return compose(flip, eval_transform(task, size))
 
 
-def collate(samples: list[Sample], transform: v2.Transform, task: str) -> tuple[Tensor, list | Tensor]:
-    """Transform samples and make a batch.
+def to_batch(images: Sequence[Tensor], transform: nn.Module) -> Tensor:
+    """Transform images (each (3, H, W) uint8) that have no target: (B, 3, size, size) as in `Batch`."""
+    transformed = []
+    for image in images:
+        moved, _ = transform(image, {})  # an empty target: nothing has to move with the image
+        transformed.append(moved)
+    return stack_images(transformed)
 
-    Returns images (B, 3, size, size) float32 in [0, 1] and target dicts (seg, det) or labels (B,) int64 (cls).
-    """
-    images, targets = zip(*(transform(*sample) for sample in samples), strict=True)
-    batch = torch.stack([image.as_subclass(Tensor) for image in images]).float() / 255
-    batch = batch.contiguous(memory_format=torch.channels_last)
+
+def collate(samples: Sequence[Sample], transform: nn.Module, task: Task) -> Batch:
+    """Transform samples and make a batch, in which no tensor is a tv_tensor any more."""
+    images, targets = [], []
+    for sample in samples:
+        image, target = transform(*sample)
+        images.append(image)
+        targets.append(plain_target(target))
+    batch = stack_images(images)
     if task == "cls":
-        return batch, torch.stack([t["label"] for t in targets])
-    return batch, [{k: v.as_subclass(Tensor) for k, v in t.items()} for t in targets]
+        labels = [target["label"] for target in targets]
+        return batch, torch.stack(labels)
+    return batch, targets  # a list, since images have different numbers of boxes
 
 
-def to_device(targets: list | Tensor, device: str) -> list | Tensor:
+def stack_images(images: Sequence[Tensor]) -> Tensor:
+    """Images of one size, each (3, H, W) uint8, as a tensor (B, 3, H, W) float32 in [0, 1], channels last."""
+    plain = [image.as_subclass(Tensor) for image in images]
+    batch = torch.stack(plain).float() / 255  # the model itself subtracts ImageNet's mean colour
+    return batch.contiguous(memory_format=torch.channels_last)  # as the model's weights (see model.place_model)
+
+
+def plain_target(target: Target) -> Target:
+    """A target without tv_tensors: outside the transforms, ordinary tensors are faster and can be stored."""
+    return {name: value.as_subclass(Tensor) for name, value in target.items()}
+
+
+def to_device(targets: Targets, device: str | torch.device) -> Targets:
     """Targets of any task on a device."""
     if isinstance(targets, Tensor):
         return targets.to(device)
-    return [{k: v.to(device) for k, v in target.items()} for target in targets]
+    return [target_to_device(target, device) for target in targets]
+
+
+def target_to_device(target: Target, device: str | torch.device) -> Target:
+    """One target on a device."""
+    return {name: value.to(device) for name, value in target.items()}

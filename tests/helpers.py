@@ -8,8 +8,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from mtl_utils.data import MiniSet
+from mtl_utils.evaluation import StageMetrics, TaskMetrics
 from mtl_utils.model import Outputs
-from mtl_utils.tasks import Classes
+from mtl_utils.tasks import TASKS, Classes
 
 CLASSES = Classes(det=("cat", "dog", "tv"), det_ids=(7, 42, 90), cls=("n1", "n2", "n3"))
 
@@ -75,3 +76,18 @@ def random_boxes(count: int, size: float, least: float = 4.0) -> Tensor:
     corner = torch.rand(count, 2) * (size - least)
     sides = least + torch.rand(count, 2) * (size - least - corner)
     return torch.cat([corner, corner + sides], dim=1)
+
+
+FLOORS = {"seg": 0.03, "det": 0.0, "cls": 0.1}  # of hand-made metrics
+
+
+def task_metrics(task: str, value: float, floor: float | None = None) -> TaskMetrics:
+    """The metrics of a task of which only value and floor matter."""
+    lowest = FLOORS[task] if floor is None else floor
+    return TaskMetrics(task=task, value=value, floor=lowest, per_class={}, images=1)
+
+
+def stage_metrics(after: list[dict[str, float]]) -> StageMetrics:
+    """Metrics after each stage from plain numbers by task."""
+    rows = zip(TASKS, after, strict=False)
+    return {stage: {task: task_metrics(task, value) for task, value in row.items()} for stage, row in rows}

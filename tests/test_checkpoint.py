@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -44,11 +45,17 @@ def test_saving_leaves_one_file(path):
 
 
 def test_everything_is_written_before_the_disk_is_asked_to_sync(path, monkeypatch):
-    """What still waits in Python's own buffer would not reach the disk before the file gets its name."""
-    sizes = []
-    monkeypatch.setattr(files.os, "fsync", lambda number: sizes.append(os.fstat(number).st_size))
+    """First the whole content, then the name in its folder; what still waits in Python's buffer would be lost."""
+    synced = []
+
+    def fsync(number):
+        status = os.fstat(number)
+        synced.append(("folder", None) if stat.S_ISDIR(status.st_mode) else ("file", status.st_size))
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
     files.write_json(path, {"epoch": 3})
-    assert path.stat().st_size > 0 and sizes == [path.stat().st_size]
+    assert path.stat().st_size > 0
+    assert synced == [("file", path.stat().st_size), ("folder", None)]
 
 
 def write_half(content: object, file) -> None:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from mtl_utils import files
-from mtl_utils.data import MiniSet, classes_of, find_classes, read_det, read_image, read_mask
+from mtl_utils import files, layout
+from mtl_utils.data import BoxRow, MiniSet, classes_of, det_target, find_classes, read_image, read_mask
 from mtl_utils.files import UserError
 from mtl_utils.plots.datasets import class_counts
 from mtl_utils.prepare import root as root_module
@@ -270,18 +270,19 @@ def picture(tmp_path) -> Path:
 
 
 def test_boxes_are_clipped_to_the_image(picture):
-    _, target = read_det(picture, [([-10, -5, 30, 20], 0, False), ([50, 30, 40, 40], 1, True)])
+    rows = [BoxRow((-10, -5, 30, 20), 0, False), BoxRow((50, 30, 40, 40), 1, True)]
+    target = det_target(read_image(picture), rows)
     assert target["boxes"].tolist() == [[0, 0, 20, 15], [50, 30, 60, 40]]
 
 
 def test_degenerate_boxes_leave_with_their_label_and_flag(picture):
     rows = [
-        ([5, 5, 0, 10], 0, False),
-        ([5, 5, 10, 10], 1, True),
-        ([5, 5, 10, 0.5], 2, False),
-        ([70, 5, 10, 10], 3, False),
+        BoxRow((5, 5, 0, 10), 0, False),
+        BoxRow((5, 5, 10, 10), 1, True),
+        BoxRow((5, 5, 10, 0.5), 2, False),
+        BoxRow((70, 5, 10, 10), 3, False),
     ]
-    _, target = read_det(picture, rows)
+    target = det_target(read_image(picture), rows)
     assert target["boxes"].tolist() == [[5, 5, 15, 15]]
     assert target["labels"].tolist() == [1] and target["crowd"].tolist() == [True]
 
@@ -466,3 +467,12 @@ def test_the_tiny_root_is_what_these_tests_take_it_for(tiny_root):
     for task in TASKS:
         for split in SPLITS:
             assert len(load(tiny_root, task, split)) == (10 if task == "cls" else {"train": 6, "val": 4}[split])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "7", "[1, 2]", '["images", "annotations", "categories"]', '{"images": []}', "[" * 10**5]
+)
+def test_what_is_no_coco_json_is_named_in_one_sentence(tmp_path, text):
+    (tmp_path / "boxes.json").write_text(text)
+    with pytest.raises(UserError, match=r"boxes\.json is not a COCO JSON"):
+        layout.read_coco(tmp_path / "boxes.json")

@@ -1,54 +1,70 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from helpers import det_set, objects, outputs, plain_tensors, random_boxes
 from torchvision.ops import box_iou
 
 from mtl_utils.detection import (
+    BOX,
+    CLASSES,
+    CONFIDENCE,
+    FIRST_CLASS,
     MAX_DETECTIONS,
+    VOC_BORDER,
     assign_targets,
     box_voting,
     cell_centres,
     centers_in_boxes,
+    connected_components,
     decode,
     decode_boxes,
     encode,
     encode_boxes,
+    mask_objects,
 )
 from mtl_utils.evaluation import detection_metrics, read_detections
+from mtl_utils.model import UnifiedModel
+from mtl_utils.tasks import IGNORE, VOC_CLASSES, shared_classes
 
-SURE = 20.0  # a logit whose sigmoid is 1
+CERTAIN = 20.0  # a logit whose sigmoid is 1
 
 
 def owners(boxes: torch.Tensor, height: int = 12, width: int = 12) -> list[int]:
     """Which object each cell of a map learns, -1 for none."""
-    cells, found = assign_targets(boxes, cell_centres(height, width))
-    result = [-1] * (height * width)
-    for cell, owner in zip(cells.tolist(), found.tolist(), strict=True):
-        result[cell] = owner
-    return result
+    cells, objects = assign_targets(boxes, cell_centres(height, width))
+    owner = [-1] * (height * width)
+    for cell, index in zip(cells.tolist(), objects.tolist(), strict=True):
+        owner[cell] = index
+    return owner
 
 
 def raw_map(entries: list, classes: int = 3, height: int = 12, width: int = 12) -> torch.Tensor:
     """A map (1, 5 + C, h, w) on which only the given cells say something: (cell, box, class, confidence logit)."""
     raw = torch.zeros(height * width, 5 + classes)
-    raw[:, 4] = -SURE
+    raw[:, 4] = -CERTAIN
     centres = cell_centres(height, width)
     for cell, box, label, confidence in entries:
         raw[cell, :4] = encode_boxes(torch.tensor([box]), centres[cell : cell + 1])[0]
         raw[cell, 4] = confidence
-        raw[cell, 5 + label] = SURE
+        raw[cell, 5 + label] = CERTAIN
     return raw.T.reshape(1, -1, height, width)
 
 
-def sure_ones(found: dict) -> list[tuple]:
+def confident(result: dict) -> list[tuple]:
     """(label, rounded box) of the detections above a score of .1."""
-    rows = zip(found["labels"].tolist(), found["boxes"].round().tolist(), found["scores"].tolist(), strict=True)
+    rows = zip(result["labels"].tolist(), result["boxes"].round().tolist(), result["scores"].tolist(), strict=True)
     return [(label, box) for label, box, score in rows if score > 0.1]
 
 
 # ---------------------------------------------------------------- cells and boxes
+
+
+def test_the_channels_of_a_cell_are_box_confidence_and_classes():
+    channels = list(range(5 + 3))
+    assert channels[BOX] == [0, 1, 2, 3] and channels[CONFIDENCE] == 4 and channels[CLASSES] == [5, 6, 7]
+    assert FIRST_CLASS == 5
 
 
 def test_cell_centres_go_row_by_row():
@@ -99,13 +115,13 @@ def test_assign_agrees_with_brute_force():
 
 
 def test_a_lone_object_gets_the_nine_cells_around_its_centre():
-    found = owners(torch.tensor([[30.0, 30.0, 90.0, 42.0]]))  # centre (60, 36): cell row 4, column 7
-    assert [i for i, owner in enumerate(found) if owner == 0] == [12 * r + c for r in (3, 4, 5) for c in (6, 7, 8)]
+    result = owners(torch.tensor([[30.0, 30.0, 90.0, 42.0]]))  # centre (60, 36): cell row 4, column 7
+    assert [i for i, owner in enumerate(result) if owner == 0] == [12 * r + c for r in (3, 4, 5) for c in (6, 7, 8)]
 
 
 def test_objects_apart_get_nine_cells_each():
-    found = owners(torch.tensor([[4.0, 4, 28, 28], [60, 60, 92, 92], [4, 60, 24, 90]]))
-    assert [found.count(m) for m in range(3)] == [9, 9, 9]
+    result = owners(torch.tensor([[4.0, 4, 28, 28], [60, 60, 92, 92], [4, 60, 24, 90]]))
+    assert [result.count(m) for m in range(3)] == [9, 9, 9]
 
 
 @pytest.mark.parametrize("box", [(0, 0, 4, 4), (92, 0, 96, 6), (0, 40, 2, 60), (93, 93, 96, 96)])
@@ -116,14 +132,14 @@ def test_objects_at_the_border_get_nine_cells_too(box):
 def test_a_cell_that_two_objects_want_goes_to_the_smaller():
     large, small = [10.0, 10.0, 80.0, 80.0], [40.0, 40.0, 60.0, 60.0]  # centres (45, 45) and (50, 50)
     for boxes, smaller in (([large, small], 1), ([small, large], 0)):
-        found = owners(torch.tensor(boxes))
-        assert found.count(smaller) == 9
-        assert 1 <= found.count(1 - smaller) <= 8
+        result = owners(torch.tensor(boxes))
+        assert result.count(smaller) == 9
+        assert 1 <= result.count(1 - smaller) <= 8
 
 
 def test_a_large_object_gets_the_cells_of_its_middle():
-    found = owners(torch.tensor([[0.0, 0.0, 96.0, 96.0]]))  # centre (48, 48), a fifth of each side: 19.2 pixels
-    assert [i for i, owner in enumerate(found) if owner == 0] == [12 * r + c for r in range(4, 8) for c in range(4, 8)]
+    result = owners(torch.tensor([[0.0, 0.0, 96.0, 96.0]]))  # centre (48, 48), a fifth of each side: 19.2 pixels
+    assert [i for i, owner in enumerate(result) if owner == 0] == [12 * r + c for r in range(4, 8) for c in range(4, 8)]
 
 
 def test_a_map_of_fewer_cells_than_nine_is_no_problem():
@@ -131,11 +147,11 @@ def test_a_map_of_fewer_cells_than_nine_is_no_problem():
 
 
 def test_without_objects_no_cell_is_assigned():
-    cells, found = assign_targets(torch.zeros(0, 4), cell_centres(3, 3))
-    assert len(cells) == len(found) == 0
+    cells, result = assign_targets(torch.zeros(0, 4), cell_centres(3, 3))
+    assert len(cells) == len(result) == 0
 
 
-def test_inside_agrees_with_brute_force():
+def test_centers_in_boxes_agrees_with_brute_force():
     boxes, centres = random_boxes(5, 96), cell_centres(12, 12)
     expected = [any(x1 <= x <= x2 and y1 <= y <= y2 for x1, y1, x2, y2 in boxes.tolist()) for x, y in centres.tolist()]
     assert centers_in_boxes(centres, boxes).tolist() == expected
@@ -152,17 +168,17 @@ def test_nothing_is_inside_of_no_boxes():
 def test_scores_are_confidence_times_class_probability():
     raw = torch.zeros(1, 5 + 2, 1, 1)
     raw[0, 4], raw[0, 5], raw[0, 6] = 1.0, 2.0, -1.0
-    found = decode(raw)[0]
+    result = decode(raw)[0]
     expected = torch.tensor(1.0).sigmoid() * torch.tensor([2.0, -1.0]).softmax(0)
-    assert torch.allclose(found["scores"], expected)
-    assert found["labels"].tolist() == [0, 1]
+    assert torch.allclose(result["scores"], expected)
+    assert result["labels"].tolist() == [0, 1]
 
 
 def test_of_two_detections_of_one_object_the_surer_gives_the_score_and_both_the_box():
     near = [(60, [30.0, 30.0, 70.0, 70.0], 1, 0.0), (61, [40.0, 30.0, 80.0, 70.0], 1, math.log(3))]
-    found = decode(raw_map(near))[0]
-    assert sure_ones(found) == [(1, [36, 30, 76, 70])]  # confidences 1/2 and 3/4: (2 * 30 + 3 * 40) / 5 = 36
-    assert found["scores"][0].item() == pytest.approx(0.75, abs=1e-4)
+    result = decode(raw_map(near))[0]
+    assert confident(result) == [(1, [36, 30, 76, 70])]  # confidences 1/2 and 3/4: (2 * 30 + 3 * 40) / 5 = 36
+    assert result["scores"][0].item() == pytest.approx(0.75, abs=1e-4)
 
 
 def test_voting_agrees_with_brute_force():
@@ -182,22 +198,22 @@ def test_without_any_weight_a_box_stays():
 
 
 def test_objects_of_different_classes_may_overlap():
-    found = decode(raw_map([(60, [30.0, 30.0, 70.0, 70.0], 1, 2.0), (61, [30.0, 30.0, 70.0, 70.0], 2, 3.0)]))[0]
-    assert sorted(sure_ones(found)) == [(1, [30, 30, 70, 70]), (2, [30, 30, 70, 70])]
+    result = decode(raw_map([(60, [30.0, 30.0, 70.0, 70.0], 1, 2.0), (61, [30.0, 30.0, 70.0, 70.0], 2, 3.0)]))[0]
+    assert sorted(confident(result)) == [(1, [30, 30, 70, 70]), (2, [30, 30, 70, 70])]
 
 
 def test_objects_of_one_class_that_overlap_little_are_both_kept():
-    found = decode(raw_map([(60, [10.0, 10.0, 50.0, 50.0], 1, 2.0), (61, [34.0, 10.0, 74.0, 50.0], 1, 3.0)]))[0]
-    assert sorted(sure_ones(found)) == [(1, [10, 10, 50, 50]), (1, [34, 10, 74, 50])]  # IoU .25
+    result = decode(raw_map([(60, [10.0, 10.0, 50.0, 50.0], 1, 2.0), (61, [34.0, 10.0, 74.0, 50.0], 1, 3.0)]))[0]
+    assert sorted(confident(result)) == [(1, [10, 10, 50, 50]), (1, [34, 10, 74, 50])]  # IoU .25
 
 
 def test_at_most_a_hundred_detections_best_first():
     raw = torch.randn(2, 5 + 10, 24, 24)
     raw[:, 2:4] = -3.0  # boxes too small to overlap, so that only the limit can take any away
-    for found in decode(raw):
-        assert len(found["boxes"]) == len(found["labels"]) == len(found["scores"]) == MAX_DETECTIONS == 100
-        assert found["scores"].tolist() == sorted(found["scores"].tolist(), reverse=True)
-        assert found["scores"].min() >= 0 and found["scores"].max() <= 1
+    for result in decode(raw):
+        assert len(result["boxes"]) == len(result["labels"]) == len(result["scores"]) == MAX_DETECTIONS == 100
+        assert result["scores"].tolist() == sorted(result["scores"].tolist(), reverse=True)
+        assert result["scores"].min() >= 0 and result["scores"].max() <= 1
 
 
 def test_images_of_a_batch_do_not_mix():
@@ -220,9 +236,9 @@ def test_ground_truth_encoded_and_decoded_scores_one(tmp_path):
     raw = torch.stack([encode(plain_tensors(t), 3, 12, 12) for t in targets])
     detections = read_detections(outputs(detection=raw), [image for image, _ in dataset.samples], 96)
     metrics = detection_metrics(dataset, detections)
-    assert metrics["mAP@50"] == pytest.approx(1.0)
-    assert metrics["mAP"] == pytest.approx(1.0)
-    assert metrics["per_class"] == pytest.approx({"cat": 1.0, "dog": 1.0, "tv": 1.0})
+    assert metrics.value == pytest.approx(1.0)
+    assert metrics.mean_ap == pytest.approx(1.0)
+    assert metrics.per_class == pytest.approx({"cat": 1.0, "dog": 1.0, "tv": 1.0})
 
 
 def test_a_wrong_class_or_a_shifted_box_scores_less(tmp_path):
@@ -231,6 +247,93 @@ def test_a_wrong_class_or_a_shifted_box_scores_less(tmp_path):
     wrong_class = decode(encode(target, 3, 12, 12)[None])
     target = {"boxes": torch.tensor([[20.0, 30, 60, 70]]), "labels": torch.tensor([0])}  # IoU 30 / 50
     shifted = decode(encode(target, 3, 12, 12)[None])
-    assert detection_metrics(dataset, wrong_class)["mAP@50"] < 0.1
-    assert detection_metrics(dataset, shifted)["mAP@50"] == pytest.approx(1.0)
-    assert detection_metrics(dataset, shifted)["mAP"] == pytest.approx(0.3, abs=0.05), "right at .5, .55 and .6 only"
+    assert detection_metrics(dataset, wrong_class).value < 0.1
+    assert detection_metrics(dataset, shifted).value == pytest.approx(1.0)
+    assert detection_metrics(dataset, shifted).mean_ap == pytest.approx(0.3, abs=0.05), "right at .5, .55 and .6 only"
+
+
+# ---------------------------------------------------------------- boxes of the objects that masks show
+
+SHARED_DET = ("person", "motorcycle", "tv", "truck")
+
+
+def mask_of(*rectangles: tuple[str, tuple[int, int, int, int]]) -> torch.Tensor:
+    """A mask (60, 80) with rectangles left, top, right, bottom of the classes named."""
+    drawn = torch.zeros(60, 80, dtype=torch.uint8)
+    for name, (left, top, right, bottom) in rectangles:
+        drawn[top:bottom, left:right] = IGNORE if name == "border" else VOC_CLASSES.index(name)
+    return drawn
+
+
+def object_rows(result: dict) -> set[tuple]:
+    """(class name, box) of what is no crowd."""
+    good = ~result["crowd"]
+    boxes, labels = result["boxes"][good].tolist(), result["labels"][good].tolist()
+    return {(SHARED_DET[label], *map(int, box)) for label, box in zip(labels, boxes, strict=True)}
+
+
+def test_each_object_of_a_shared_class_gets_a_box_that_reaches_into_its_border():
+    result = mask_objects(
+        mask_of(("person", (10, 10, 20, 30)), ("motorbike", (40, 20, 70, 40)), ("cow", (0, 0, 5, 5))), SHARED_DET
+    )
+    assert object_rows(result) == {("person", 8, 8, 22, 32), ("motorcycle", 38, 18, 72, 42)}
+    assert VOC_BORDER == 2
+
+
+def test_boxes_end_at_the_image():
+    assert object_rows(mask_objects(mask_of(("tvmonitor", (0, 0, 80, 60))), SHARED_DET)) == {("tv", 0, 0, 80, 60)}
+
+
+def test_objects_that_only_their_border_separates_are_two():
+    drawn = mask_of(("person", (10, 10, 50, 40)), ("border", (28, 10, 32, 40)))
+    assert object_rows(mask_objects(drawn, SHARED_DET)) == {("person", 8, 8, 30, 42), ("person", 30, 8, 52, 42)}
+
+
+def test_fragments_are_crowd():
+    result = mask_objects(mask_of(("person", (10, 10, 30, 30)), ("person", (40, 10, 44, 14))), SHARED_DET)
+    assert sorted(result["crowd"].tolist()) == [False, True]
+    assert object_rows(result) == {("person", 8, 8, 32, 32)}
+
+
+@pytest.mark.parametrize("value", [0, IGNORE, VOC_CLASSES.index("sofa")])
+def test_a_mask_without_shared_classes_gives_no_boxes(value):
+    result = mask_objects(torch.full((60, 80), value, dtype=torch.uint8), SHARED_DET)
+    assert result["boxes"].shape == (0, 4) and len(result["labels"]) == len(result["crowd"]) == 0
+
+
+def test_shared_classes_have_the_same_names_but_for_two():
+    shared = shared_classes(SHARED_DET)
+    assert {SHARED_DET[ours]: VOC_CLASSES[theirs] for ours, theirs in shared.items()} == {
+        "person": "person",
+        "motorcycle": "motorbike",
+        "tv": "tvmonitor",
+    }
+
+
+def test_detections_shared_classes_start_as_copies_of_segmentations():
+    model = UnifiedModel("paper", len(SHARED_DET), 3).eval()
+    torch.nn.init.normal_(model.head[2].bias)
+    before = model.head[2].weight.clone()
+    model.head.copy_segmentation_classes(shared_classes(SHARED_DET))
+    grid = model.head(model.features(torch.rand(1, 3, 64, 64)))[0]
+    segmentation = grid[5 + len(SHARED_DET) :]
+    for ours, theirs in shared_classes(SHARED_DET).items():
+        assert torch.allclose(grid[5 + ours], segmentation[theirs], atol=1e-5)
+    untouched = [i for i in range(len(before)) if i - 5 not in shared_classes(SHARED_DET)]
+    assert torch.equal(model.head[2].weight[untouched], before[untouched])
+
+
+def test_connected_components_agree_with_a_flood_fill():
+    shown = np.random.default_rng(0).random((12, 15)) < 0.45
+    left, boxes = {(int(y), int(x)) for y, x in zip(*shown.nonzero(), strict=True)}, set()
+    while left:
+        grown, edge = set(), [left.pop()]
+        while edge:
+            y, x = edge.pop()
+            grown.add((y, x))
+            near = {(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)} & left
+            left -= near
+            edge += near
+        ys, xs = zip(*grown, strict=True)
+        boxes.add((min(xs) - VOC_BORDER, min(ys) - VOC_BORDER, max(xs) + 1 + VOC_BORDER, max(ys) + 1 + VOC_BORDER))
+    assert {tuple(box) for box, _ in connected_components(shown)} == boxes

@@ -10,6 +10,7 @@ from torchvision import tv_tensors
 from mtl_utils.data import MiniSet, find_classes
 from mtl_utils.detection import encode
 from mtl_utils.evaluation import (
+    TaskMetrics,
     boxes_score,
     class_iou,
     class_score,
@@ -24,7 +25,7 @@ from mtl_utils.evaluation import (
     segmentation_metrics,
 )
 from mtl_utils.model import Outputs, UnifiedModel
-from mtl_utils.tasks import IGNORE, VOC_CLASSES
+from mtl_utils.tasks import IGNORE, TASKS, VOC_CLASSES
 from mtl_utils.transforms import collate, eval_transform
 
 TRUTH = torch.tensor([[0, 0, 1], [1, 255, 2]], dtype=torch.uint8)
@@ -45,17 +46,17 @@ def test_confusion_matrix_by_hand():
 def test_miou_by_hand():
     metrics = segmentation_metrics(seg_set(TRUTH), [GUESS])
     names = ("background", "aeroplane", "bicycle")
-    assert [metrics["per_class"][name] for name in names] == pytest.approx([1 / 3, 2 / 3, 0])
-    assert metrics["mIoU"] == pytest.approx(1 / 3)
+    assert [metrics.per_class[name] for name in names] == pytest.approx([1 / 3, 2 / 3, 0])
+    assert metrics.value == pytest.approx(1 / 3)
 
 
 def test_floor_is_the_value_of_everything_background():
     # of five pixels two are background: IoU 2/5 for it, 0 for the two classes that are there
-    assert segmentation_metrics(seg_set(TRUTH), [GUESS])["floor"] == pytest.approx((2 / 5 + 0 + 0) / 3)
+    assert segmentation_metrics(seg_set(TRUTH), [GUESS]).floor == pytest.approx((2 / 5 + 0 + 0) / 3)
 
 
 def test_absent_classes_are_left_out():
-    per_class = segmentation_metrics(seg_set(TRUTH), [GUESS])["per_class"]
+    per_class = segmentation_metrics(seg_set(TRUTH), [GUESS]).per_class
     assert [name for name, iou in per_class.items() if iou is None] == list(VOC_CLASSES[3:])
 
 
@@ -63,8 +64,8 @@ def test_a_class_that_is_only_predicted_has_iou_zero():
     guess = GUESS.clone()
     guess[0, 0] = 20
     metrics = segmentation_metrics(seg_set(TRUTH), [guess])
-    assert metrics["per_class"]["tvmonitor"] == 0
-    assert metrics["mIoU"] == pytest.approx((0 + 2 / 3 + 0 + 0) / 4)
+    assert metrics.per_class["tvmonitor"] == 0
+    assert metrics.value == pytest.approx((0 + 2 / 3 + 0 + 0) / 4)
 
 
 def test_predictions_on_ignored_pixels_do_not_count():
@@ -75,15 +76,15 @@ def test_predictions_on_ignored_pixels_do_not_count():
 
 def test_a_perfect_prediction_scores_one():
     perfect = torch.where(TRUTH == IGNORE, 0, TRUTH)
-    assert segmentation_metrics(seg_set(TRUTH), [perfect])["mIoU"] == 1
+    assert segmentation_metrics(seg_set(TRUTH), [perfect]).value == 1
 
 
 def test_miou_is_of_the_set_and_not_the_mean_over_images():
     first, second = torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.uint8)
     first[0, 0], second[:2] = 1, 1
     guesses = [torch.zeros_like(first), second]  # the one small object is missed, the large one found
-    whole = segmentation_metrics(seg_set(first, second), guesses)["mIoU"]
-    single = [segmentation_metrics(seg_set(m), [g])["mIoU"] for m, g in zip((first, second), guesses, strict=True)]
+    whole = segmentation_metrics(seg_set(first, second), guesses).value
+    single = [segmentation_metrics(seg_set(m), [g]).value for m, g in zip((first, second), guesses, strict=True)]
     assert whole == pytest.approx((23 / 24 + 8 / 9) / 2)
     assert whole != pytest.approx(sum(single) / 2, abs=0.1)
 
@@ -108,9 +109,9 @@ def test_iou_agrees_with_brute_force_on_random_masks():
     guesses = [torch.where(torch.rand(t.shape) < 0.5, t % 21, values[torch.randint(0, 8, t.shape)]) for t in truths]
     metrics = segmentation_metrics(seg_set(*truths), guesses)
     expected = brute_force_iou([t.numpy() for t in truths], [g.numpy() for g in guesses])
-    assert list(metrics["per_class"].values()) == pytest.approx(expected)
-    assert metrics["mIoU"] == pytest.approx(np.mean([iou for iou in expected if iou is not None]))
-    assert sum(map(sum, metrics["confusion"])) == sum(int((t != 255).sum()) for t in truths)
+    assert list(metrics.per_class.values()) == pytest.approx(expected)
+    assert metrics.value == pytest.approx(np.mean([iou for iou in expected if iou is not None]))
+    assert sum(map(sum, metrics.confusion)) == sum(int((t != 255).sum()) for t in truths)
 
 
 def test_class_iou_of_nothing_is_nan():
@@ -183,16 +184,16 @@ def test_map_agrees_with_brute_force(tmp_path, seed):
     detections = [random_detections(target) for target in targets]
     metrics = detection_metrics(det_set(tmp_path, targets), detections)
     expected = [brute_force_ap(targets, detections, label) for label in range(3)]
-    assert list(metrics["per_class"].values()) == pytest.approx(expected, abs=1e-6)
-    assert metrics["mAP@50"] == pytest.approx(np.mean(expected), abs=1e-6)
-    assert 0.05 < metrics["mAP@50"] < 0.95, "a case that says something"
+    assert list(metrics.per_class.values()) == pytest.approx(expected, abs=1e-6)
+    assert metrics.value == pytest.approx(np.mean(expected), abs=1e-6)
+    assert 0.05 < metrics.value < 0.95, "a case that says something"
 
 
 def test_a_detection_in_a_crowd_is_neither_right_nor_wrong(tmp_path):
     target = objects([[0, 0, 90, 40], [10, 50, 40, 90]], [0, 0], [True, False])
     boxes = torch.tensor([[5.0, 5, 25, 25], [30, 5, 50, 35], [10, 50, 40, 90]])
     found = {"boxes": boxes, "scores": torch.tensor([0.9, 0.8, 0.7]), "labels": torch.tensor([0, 0, 0])}
-    assert detection_metrics(det_set(tmp_path, [target]), [found])["mAP@50"] == pytest.approx(1.0)
+    assert detection_metrics(det_set(tmp_path, [target]), [found]).value == pytest.approx(1.0)
 
 
 def nothing() -> dict:
@@ -202,19 +203,19 @@ def nothing() -> dict:
 def test_no_detections_score_zero(tmp_path):
     dataset = det_set(tmp_path, [objects([[0, 0, 20, 20]], [0]), objects([], [])])
     metrics = detection_metrics(dataset, [nothing(), nothing()])
-    assert metrics["mAP@50"] == metrics["mAP"] == metrics["floor"] == 0
+    assert metrics.value == metrics.mean_ap == metrics.floor == 0
 
 
 def test_a_class_without_objects_has_no_ap_and_is_not_in_the_mean(tmp_path):
     dataset = det_set(tmp_path, [objects([[0, 0, 20, 20]], [2])])
     found = {"boxes": torch.tensor([[0.0, 0, 20, 20], [40, 40, 60, 60]]), "scores": torch.tensor([0.9, 0.8])}
     metrics = detection_metrics(dataset, [found | {"labels": torch.tensor([2, 0])}])
-    assert metrics["per_class"] == {"cat": None, "dog": None, "tv": pytest.approx(1.0)}
-    assert metrics["mAP@50"] == pytest.approx(1.0)
+    assert metrics.per_class == {"cat": None, "dog": None, "tv": pytest.approx(1.0)}
+    assert metrics.value == pytest.approx(1.0)
 
 
 def test_a_set_without_any_object_is_no_error(tmp_path):
-    assert detection_metrics(det_set(tmp_path, [objects([], [])]), [nothing()])["mAP@50"] == 0
+    assert detection_metrics(det_set(tmp_path, [objects([], [])]), [nothing()]).value == 0
 
 
 def test_annotation_ids_that_start_at_zero_change_nothing(tmp_path):
@@ -225,7 +226,7 @@ def test_annotation_ids_that_start_at_zero_change_nothing(tmp_path):
     contents["annotations"][0]["id"] = 0
     path.write_text(json.dumps(contents))
     found = {"boxes": torch.tensor([[0.0, 0, 20, 20]]), "scores": torch.tensor([0.9]), "labels": torch.tensor([0])}
-    assert detection_metrics(dataset, [found])["mAP@50"] == pytest.approx(1.0)
+    assert detection_metrics(dataset, [found]).value == pytest.approx(1.0)
 
 
 def test_annotations_need_neither_area_nor_crowd_flag(tmp_path):
@@ -236,7 +237,7 @@ def test_annotations_need_neither_area_nor_crowd_flag(tmp_path):
         del annotation["area"], annotation["iscrowd"]
     path.write_text(json.dumps(contents))
     found = {"boxes": torch.tensor([[0.0, 0, 20, 20]]), "scores": torch.tensor([0.9]), "labels": torch.tensor([0])}
-    assert detection_metrics(dataset, [found])["mAP@50"] == pytest.approx(1.0)
+    assert detection_metrics(dataset, [found]).value == pytest.approx(1.0)
 
 
 # ---------------------------------------------------------------- Top-1
@@ -247,10 +248,10 @@ def test_top1_by_hand():
     dataset = ListSet("cls", [(photo(8, 8), {"label": torch.tensor(label)}) for label in labels])
     guesses = [[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.9, 0.0, 0.1], [0.3, 0.3, 0.4]]
     metrics = classification_metrics(dataset, [torch.tensor(g) for g in guesses])
-    assert metrics["Top-1"] == 3 / 4
-    assert metrics["floor"] == 3 / 4, "always n1"
-    assert metrics["per_class"] == {"n1": pytest.approx(2 / 3), "n2": None, "n3": 1.0}
-    assert metrics["confusion"] == [[2, 1, 0], [0, 0, 0], [0, 0, 1]]
+    assert metrics.value == 3 / 4
+    assert metrics.floor == 3 / 4, "always n1"
+    assert metrics.per_class == {"n1": pytest.approx(2 / 3), "n2": None, "n3": 1.0}
+    assert metrics.confusion == [[2, 1, 0], [0, 0, 0], [0, 0, 1]]
 
 
 # ---------------------------------------------------------------- back to the image's own pixels
@@ -317,14 +318,15 @@ class Trivial(nn.Module):
         return Outputs(detection, segmentation, classification)
 
 
-@pytest.mark.parametrize(("task", "metric"), [("seg", "mIoU"), ("det", "mAP@50"), ("cls", "Top-1")])
-def test_a_trivial_model_scores_the_floor(tiny_root, task, metric):
+@pytest.mark.parametrize("task", TASKS)
+def test_a_trivial_model_scores_the_floor(tiny_root, task):
     dataset = MiniSet(task, tiny_root, "val", find_classes(tiny_root))
     metrics = evaluate(Trivial(10, 10, favourite=3), dataset, 64)
-    assert metrics[metric] == pytest.approx(metrics["floor"])
-    assert metrics["images"] == len(dataset)
-    assert (metrics["floor"] > 0) == (task != "det")
-    json.dumps(metrics, allow_nan=False)
+    assert metrics.value == pytest.approx(metrics.floor)
+    assert metrics.images == len(dataset)
+    assert (metrics.floor > 0) == (task != "det")
+    stored = json.loads(json.dumps(metrics.as_dict(), allow_nan=False))
+    assert TaskMetrics.from_dict(task, stored) == metrics
 
 
 class Oracle(Trivial):
@@ -345,7 +347,7 @@ class Oracle(Trivial):
 
 def test_a_model_that_knows_the_masks_scores_almost_one(tiny_root):
     dataset = MiniSet("seg", tiny_root, "train", find_classes(tiny_root))
-    assert evaluate(Oracle(dataset, 192), dataset, 192)["mIoU"] > 0.97
+    assert evaluate(Oracle(dataset, 192), dataset, 192).value > 0.97
 
 
 def test_two_evaluations_are_equal(tiny_root):

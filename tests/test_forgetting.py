@@ -4,12 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from helpers import stage_metrics, task_metrics
 
 from mtl_utils import forgetting, stages
 from mtl_utils.experiments import tables
-from mtl_utils.files import UserError
+from mtl_utils.files import COMMITTED_METRICS, UserError
 from mtl_utils.publish import readme
-from mtl_utils.tasks import METRIC_NAMES, TASKS
+from mtl_utils.run import RunKey, RunMetrics, StageResult, read_metrics
+from mtl_utils.settings import Settings
+from mtl_utils.tasks import TASKS
+from mtl_utils.training import EpochRecord
 
 # the example of the assignment: its numbers, and the text it wants
 BASE = {"seg": 0.6548, "det": 0.5123, "cls": 0.7812}
@@ -24,16 +28,7 @@ Det mAP@50: baseline=0.5123, final=0.5057, drop=0.0066 → ✅ PASS
 Cls Top1 Acc: baseline=0.7812, final=0.7710, drop=0.0102 → ✅ PASS"""
 
 
-def make_metrics(after: list[dict[str, float]]) -> dict:
-    floors = {"seg": 0.03, "det": 0.0, "cls": 0.1}
-    stages = {
-        stage: {"metrics": {t: {METRIC_NAMES[t]: v, "floor": floors[t]} for t, v in row.items()}, "minutes": 1.0}
-        for stage, row in zip(TASKS, after, strict=False)
-    }
-    return {"stages": stages}
-
-
-METRICS = make_metrics([{"seg": 0.4}, {"seg": 0.39, "det": 0.1}, {"seg": 0.36, "det": 0.12, "cls": 0.9}])
+METRICS = stage_metrics([{"seg": 0.4}, {"seg": 0.39, "det": 0.1}, {"seg": 0.36, "det": 0.12, "cls": 0.9}])
 
 
 def test_r_matrix_has_stages_by_row_and_nan_above_the_diagonal():
@@ -43,7 +38,7 @@ def test_r_matrix_has_stages_by_row_and_nan_above_the_diagonal():
 
 def test_drop_is_baseline_minus_final_and_a_gain_is_negative():
     seg, det, cls = forgetting.drops(METRICS)
-    assert seg["drop"] == pytest.approx(0.04) and det["drop"] == pytest.approx(-0.02) and cls["drop"] == 0
+    assert seg.drop == pytest.approx(0.04) and det.drop == pytest.approx(-0.02) and cls.drop == 0
 
 
 @pytest.mark.parametrize(
@@ -58,18 +53,23 @@ def test_drop_is_baseline_minus_final_and_a_gain_is_negative():
     ],
 )
 def test_both_readings_of_five_per_cent(baseline, final, points, relative):
-    verdict = forgetting.five_percent_rule("seg", baseline, final, floor=0.03)
-    assert (verdict["points"], verdict["relative"]) == (points, relative)
-    assert verdict["pass"] == relative
+    drop = forgetting.five_percent_rule("seg", final, [baseline], floor=0.03)
+    assert (drop.within_points, drop.within_relative) == (points, relative)
+    assert drop.passed == relative
+
+
+def test_the_largest_baseline_counts():
+    assert forgetting.five_percent_rule("seg", 0.48, [0.5, 0.4], floor=0.03).passed
+    assert not forgetting.five_percent_rule("seg", 0.48, [0.5, 0.6], floor=0.03).passed
 
 
 def test_exactly_five_per_cent_less_passes_both_readings():
-    verdict = forgetting.five_percent_rule("seg", 1.0, 0.95, floor=0.0)
-    assert (verdict["points"], verdict["relative"], verdict["pass"]) == (True, True, True)
+    drop = forgetting.five_percent_rule("seg", 0.95, [1.0], floor=0.0)
+    assert (drop.within_points, drop.within_relative, drop.passed) == (True, True, True)
 
 
 def test_closing_report_has_the_assignments_form(monkeypatch):
-    rows = [forgetting.five_percent_rule(task, BASE[task], FINAL[task], 0.0) for task in TASKS]
+    rows = [forgetting.five_percent_rule(task, FINAL[task], [BASE[task]], 0.0) for task in TASKS]
     monkeypatch.setattr(forgetting, "drops", lambda metrics: rows)
     assert forgetting.closing_report({}) == EXAMPLE
 
@@ -90,30 +90,33 @@ def test_tables_show_floor_gain_and_verdict():
 def test_the_readme_holds_against_the_larger_of_both_baselines():
     lines = readme.results_markdown(METRICS, {"seg": 0.3, "det": 0.6}, list("abcdefgh")).splitlines()
     assert lines[2] == "| mIoU | 0.030 | 0.300 | 0.400 | 0.360 | +0.040 | 90 % | ❌ FAIL |"
-    det = METRICS["stages"]["cls"]["metrics"]["det"]["mAP@50"]
+    det = METRICS["cls"]["det"].value
     assert lines[3].startswith("| mAP@50 |") and f"| 0.600 | 0.100 | {det:.3f} | {0.6 - det:+.3f} |" in lines[3]
     assert lines[3].endswith("❌ FAIL |") and lines[4].split(" | ")[2] == "–"
 
 
 def test_a_missing_stage_is_named():
     with pytest.raises(UserError, match="all three stages"):
-        forgetting.drops(make_metrics([{"seg": 0.4}]))
+        forgetting.drops(stage_metrics([{"seg": 0.4}]))
 
 
-def test_damaged_metrics_file(tmp_path):
-    (tmp_path / "metrics.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"stages": {}}'])
+def test_damaged_metrics_file(tmp_path, text):
+    (tmp_path / "metrics.json").write_text(text)
     with pytest.raises(UserError, match=r"metrics\.json"):
-        forgetting.read_metrics(tmp_path / "metrics.json")
+        read_metrics(tmp_path / "metrics.json")
 
 
-def test_metrics_survive_json():
-    assert forgetting.drops(json.loads(json.dumps(METRICS))) == forgetting.drops(METRICS)
+def test_the_committed_metrics_survive_a_round_trip():
+    stored = json.loads(COMMITTED_METRICS.read_text())
+    assert RunMetrics.from_dict(stored).as_dict() == stored
 
 
 def stage(first, last, **scores):
     """A finished stage: training losses of its first and last epoch, and (value, floor) of each task."""
-    metrics = {task: {METRIC_NAMES[task]: value, "floor": floor} for task, (value, floor) in scores.items()}
-    return {"history": [{"loss": first}, {"loss": last}], "metrics": metrics}
+    metrics = {task: task_metrics(task, *pair) for task, pair in scores.items()}
+    history = [EpochRecord(epoch=i, loss=loss, lr=0.0, seconds=0.0) for i, loss in ((1, first), (2, last))]
+    return StageResult(RunKey(Settings(), "", ""), history, metrics=metrics)
 
 
 def test_a_stage_that_learned_passes():

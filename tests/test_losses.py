@@ -13,6 +13,7 @@ from mtl_utils.losses import (
     detection_loss,
     elementwise_iou,
     lovasz_softmax,
+    pixel_counts,
     quality_focal_loss,
     segmentation_loss,
 )
@@ -50,9 +51,9 @@ def test_segmentation_loss_agrees_with_plain_python(weighted):
                     weight = float(weights[label]) if weighted else 1.0
                     loss -= weight * log_softmax(logits[b, :, y, x].tolist())[label]
                     total += weight
-    found = segmentation_loss(outputs(segmentation=logits), as_targets(masks), weights)
+    result = segmentation_loss(outputs(segmentation=logits), as_targets(masks), weights)
     overlap = lovasz_softmax(logits.movedim(1, -1)[masks != IGNORE], masks[masks != IGNORE])
-    assert found.item() == pytest.approx(loss / total + overlap.item(), rel=1e-5)
+    assert result.item() == pytest.approx(loss / total + overlap.item(), rel=1e-5)
 
 
 def jaccard_loss(true: set, wrong: set) -> float:
@@ -72,13 +73,13 @@ def test_lovasz_softmax_agrees_with_plain_python():
     assert lovasz_softmax(logits, labels).item() == pytest.approx(expected / 3, rel=1e-5)
 
 
-def test_of_sure_predictions_lovasz_softmax_is_one_minus_mean_iou():
-    labels, guess = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 1, 1, 0])
-    logits = 100.0 * torch.nn.functional.one_hot(guess, 3)
+def test_of_one_hot_predictions_lovasz_softmax_is_one_minus_mean_iou():
+    labels, prediction = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 1, 1, 0])
+    logits = 100.0 * torch.nn.functional.one_hot(prediction, 3)
     assert lovasz_softmax(logits, labels).item() == pytest.approx(1 - (2 / 4 + 2 / 3 + 0) / 3)
 
 
-def test_lovasz_softmax_pulls_towards_the_truth():
+def test_lovasz_softmax_pulls_towards_the_labels():
     logits, labels = torch.randn(30, 4, requires_grad=True), torch.randint(0, 4, (30,))
     before = lovasz_softmax(logits, labels)
     before.backward()
@@ -119,6 +120,13 @@ def test_a_class_without_pixels_has_the_weight_of_a_single_pixel():
     weights = class_weights(torch.tensor([900, 0, 1]))
     assert weights[1] == weights[2]
     assert weights[1] / weights[0] == pytest.approx(30, rel=1e-5)
+
+
+def test_pixels_are_counted_by_class_without_the_border():
+    masks = [torch.randint(0, 21, (5, 7)).byte(), torch.full((3, 3), 20).byte(), torch.full((4, 4), IGNORE).byte()]
+    values = [value for mask in masks for value in mask.flatten().tolist()]
+    assert pixel_counts(masks).tolist() == [values.count(c) for c in range(21)]
+    assert pixel_counts([]).tolist() == [0] * 21
 
 
 # ---------------------------------------------------------------- detection
@@ -264,7 +272,7 @@ def test_boxes_do_not_learn_from_the_confidence():
     assert torch.equal(*gradients)
 
 
-def test_paired_iou_agrees_with_the_formula():
+def test_elementwise_iou_agrees_with_the_formula():
     a, b = random_boxes(50, 64), random_boxes(50, 64)
     expected = [overlap(x, y)[0] for x, y in zip(a.tolist(), b.tolist(), strict=True)]
     assert elementwise_iou(a, b).tolist() == pytest.approx(expected, abs=1e-5)
@@ -291,14 +299,14 @@ def test_a_map_trained_by_the_loss_decodes_to_the_objects(tmp_path):
     target = plain_tensors(dataset[0][1])
     raw = (0.01 * random_map()).requires_grad_()
     optimizer = torch.optim.Adam([raw], lr=0.1)
-    assert detection_metrics(dataset, decode(raw.detach()))["mAP@50"] < 0.5
+    assert detection_metrics(dataset, decode(raw.detach())).value < 0.5
     for _ in range(200):
         optimizer.zero_grad()
         loss_of(raw, target).backward()
         optimizer.step()
-    found = decode(raw.detach())[0]
-    assert detection_metrics(dataset, [found])["mAP@50"] == pytest.approx(1.0)
-    assert box_iou(target["boxes"], found["boxes"][:4]).amax(1).min() > 0.9
+    result = decode(raw.detach())[0]
+    assert detection_metrics(dataset, [result]).value == pytest.approx(1.0)
+    assert box_iou(target["boxes"], result["boxes"][:4]).amax(1).min() > 0.9
 
 
 # ---------------------------------------------------------------- classification
@@ -308,5 +316,5 @@ def test_classification_loss_is_smoothed_cross_entropy():
     logits, labels = torch.randn(6, 5), torch.randint(0, 5, (6,))
     rows = [log_softmax(row) for row in logits.tolist()]
     losses = [-0.9 * row[y] - 0.1 / 5 * sum(row) for row, y in zip(rows, labels.tolist(), strict=True)]
-    found = classification_loss(outputs(classification=logits), labels)
-    assert found.item() == pytest.approx(sum(losses) / 6, rel=1e-5)
+    result = classification_loss(outputs(classification=logits), labels)
+    assert result.item() == pytest.approx(sum(losses) / 6, rel=1e-5)

@@ -3,7 +3,17 @@ import torch
 from torch import nn
 from torchvision.models import mobilenet_v2
 
-from mtl_utils.model import CONFIDENCE_PRIOR, WIDTHS, FastSCNN, UnifiedModel, count_parameters, fold_batchnorm
+from mtl_utils.model import (
+    CONFIDENCE_PRIOR,
+    WIDTHS,
+    FastSCNN,
+    UnifiedModel,
+    count_parameters,
+    fold_batchnorm,
+    mean_over_cells,
+    place_model,
+    task_channels,
+)
 from mtl_utils.weights import load_imagenet, load_weights
 
 DET, SEG, CLS = 10, 21, 10
@@ -78,6 +88,32 @@ def test_each_output_comes_from_its_own_channels_of_the_one_map(model, task):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_channels_of_a_task_are_those_of_its_output(model, dtype):
+    hidden = model.head_features(torch.rand(2, 3, 64, 96))
+    grid = model.head.last(hidden).to(dtype)
+    channels = {task: task_channels(grid, model.head.split, task) for task in ("det", "seg", "cls")}
+    assert torch.equal(channels["det"], grid[:, : 5 + DET].float())
+    assert torch.equal(channels["seg"], grid[:, 5 + DET : 5 + DET + SEG].float())
+    assert torch.equal(channels["cls"], grid[:, 5 + DET + SEG :].float())
+    assert {part.dtype for part in channels.values()} == {torch.float32}
+    if dtype == torch.float32:
+        outputs = model.outputs(hidden)
+        assert torch.equal(outputs.detection, channels["det"])
+        assert torch.equal(outputs.classification, mean_over_cells(channels["cls"]))
+
+
+def test_mean_over_cells_is_the_mean_of_each_channel():
+    grid = torch.rand(2, 3, 4, 5)
+    expected = [[sum(channel.flatten().tolist()) / 20 for channel in image] for image in grid]
+    assert torch.allclose(mean_over_cells(grid), torch.tensor(expected))
+
+
+def test_last_is_the_layer_that_state_dicts_call_head_2(model):
+    assert model.head.last is model.head[2]
+    assert set(model.head.state_dict()) > {"0.0.weight", "1.0.weight", "2.weight", "2.bias"}
+
+
 # ---------------------------------------------------------------- shapes
 
 
@@ -128,6 +164,19 @@ def test_confidence_starts_at_the_prior():
         assert confidence.min() > CONFIDENCE_PRIOR / 2 and confidence.max() < CONFIDENCE_PRIOR * 2
 
 
+def test_a_placed_model_is_channels_last_and_predicts_the_same():
+    model = UnifiedModel("paper", DET, CLS).eval()
+    images = torch.rand(1, 3, 64, 64)
+    before = model(images)
+    placed = place_model(model, "cpu")
+    assert placed is model
+    weight = placed.backbone.trunk.downsample[0][0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    assert placed.mean.device == torch.device("cpu")
+    assert same_outputs(before, placed(images))
+    assert {p.device.type for p in place_model(model, "meta").parameters()} == {"meta"}
+
+
 # ---------------------------------------------------------------- size and widths
 
 
@@ -153,10 +202,10 @@ def steps(blocks: list[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
 
 def test_paper_widths_are_table_1_of_fast_scnn():
     backbone = FastSCNN(WIDTHS["paper"]).eval()
-    found = [(y.shape[1], 128 // y.shape[2]) for y in steps(blocks_of(backbone.trunk), torch.rand(1, 3, 128, 256))]
+    result = [(y.shape[1], 128 // y.shape[2]) for y in steps(blocks_of(backbone.trunk), torch.rand(1, 3, 128, 256))]
     expected = [(32, 2), (48, 4), (64, 8)]  # Conv2D, DSConv, DSConv: channels and stride so far
     expected += [(64, 16)] * 3 + [(96, 32)] * 3 + [(128, 32)] * 3  # bottlenecks, t = 6, n = 3
-    assert found == expected
+    assert result == expected
     for block in [*backbone.trunk.global16, *backbone.trunk.global32]:
         expand = block.layers[0][0]
         assert expand.out_channels == 6 * expand.in_channels
@@ -167,10 +216,10 @@ def test_paper_widths_are_table_1_of_fast_scnn():
 
 def test_mobilenet_widths_are_table_2_of_mobilenetv2():
     trunk = FastSCNN(WIDTHS["mobilenetv2"]).trunk.eval()
-    found = [(y.shape[1], 64 // y.shape[2]) for y in steps(blocks_of(trunk), torch.rand(1, 3, 64, 64))]
+    result = [(y.shape[1], 64 // y.shape[2]) for y in steps(blocks_of(trunk), torch.rand(1, 3, 64, 64))]
     expected = [(32, 2), (16, 2)] + [(24, 4)] * 2 + [(32, 8)] * 3 + [(64, 16)] * 4 + [(96, 16)] * 3
     expected += [(160, 32)] * 3 + [(320, 32), (1280, 32)]
-    assert found == expected
+    assert result == expected
 
 
 @pytest.mark.parametrize("folded", [False, True])
@@ -246,9 +295,9 @@ def test_trunk_with_imagenet_weights_equals_torchvision_layer_by_layer():
     load_imagenet(trunk, theirs.state_dict())
     images = 10 * torch.randn(2, 3, 96, 64)
     expected = steps(list(theirs.features), images)
-    found = steps(blocks_of(trunk), images)
+    result = steps(blocks_of(trunk), images)
     assert (expected[0] == 6).any(), "bright enough that ReLU6 cuts"
-    for number, (a, b) in enumerate(zip(expected, found, strict=True)):
+    for number, (a, b) in enumerate(zip(expected, result, strict=True)):
         assert torch.allclose(a, b, atol=1e-3 * a.abs().max()), f"layer {number}"
     for tap, layer in zip(trunk(images), (6, 13, 18), strict=True):  # the last ones at strides 8, 16 and 32
         assert torch.allclose(tap, expected[layer], atol=1e-3 * tap.abs().max())

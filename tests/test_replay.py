@@ -117,18 +117,22 @@ def test_detection_images_are_balanced_by_what_they_show():
     assert count_classes(dataset, chosen) == {0: 3, 2: 3}, "and three images without objects"
 
 
-# ---------------------------------------------------------------- drawing
+# ---------------------------------------------------------------- sampling
 
 
-def test_more_than_ten_images_of_a_task_in_a_step_are_refused():
+@pytest.mark.parametrize("method", ["sample", "sample_with_logits", "sample_indices"])
+def test_more_than_ten_images_of_a_task_in_a_step_are_refused(method):
     buffer = ReplayBuffer(20)
     buffer.store(cls_set([0, 1] * 10), seeded_generator())
+    buffer.stored_logits["cls"] = torch.rand(20, 3, 1, 1)
+    sample = getattr(buffer, method)
     assert len(buffer.sample("cls", 10, seeded_generator())) == 10
+    sample("cls", 10, seeded_generator())
     with pytest.raises(AssertionError, match="11 replayed images"):
-        buffer.sample("cls", 11, seeded_generator())
+        sample("cls", 11, seeded_generator())
 
 
-def test_a_draw_does_not_repeat_an_image():
+def test_sampling_does_not_repeat_an_image():
     buffer = ReplayBuffer(6)
     buffer.store(cls_set(list(range(6))), seeded_generator())
     generator = seeded_generator()
@@ -137,13 +141,13 @@ def test_a_draw_does_not_repeat_an_image():
         assert len(labels) == len(set(labels)) == 4
 
 
-def test_a_draw_of_more_than_is_stored_gives_all():
+def test_sampling_more_than_is_stored_gives_all():
     buffer = ReplayBuffer(6)
     buffer.store(cls_set([0, 1, 2]), seeded_generator())
     assert sorted(int(t["label"]) for _, t in buffer.sample("cls", 8, seeded_generator())) == [0, 1, 2]
 
 
-def test_every_stored_image_is_drawn_equally_often():
+def test_every_stored_image_is_sampled_equally_often():
     buffer = ReplayBuffer(6)
     buffer.store(cls_set(list(range(6))), seeded_generator())
     generator = seeded_generator()
@@ -151,7 +155,7 @@ def test_every_stored_image_is_drawn_equally_often():
     assert all(abs(counts[label] - 1000) < 130 for label in range(6)), "five standard deviations"
 
 
-def test_choice_and_draw_are_decided_by_the_generator():
+def test_selection_and_sampling_are_decided_by_the_generator():
     dataset = cls_set(list(range(5)) * 8)
     assert class_balanced(dataset, 10, seeded_generator(1)) == class_balanced(dataset, 10, seeded_generator(1))
     assert class_balanced(dataset, 10, seeded_generator(1)) != class_balanced(dataset, 10, seeded_generator(2))
@@ -202,7 +206,7 @@ def test_herding_by_hand():
     assert select_exemplars("herding", cls_set([0, 0, 0]), 3, seeded_generator(), features) == [2, 0, 1]
 
 
-def test_herding_keeps_the_mean_better_than_chance():
+def test_herding_keeps_the_mean_better_than_random_selection():
     features = torch.nn.functional.normalize(torch.randn(60, 8) + torch.randint(0, 2, (60, 1)) * 2, dim=1)
     far = lambda chosen: (features[chosen].mean(0) - features.mean(0)).norm().item()  # noqa: E731
     chosen = select_exemplars("herding", cls_set([0] * 60), 10, seeded_generator(), features)
@@ -220,7 +224,7 @@ def test_an_unknown_selection_is_named():
         select_exemplars("best", cls_set([0]), 1, seeded_generator())
 
 
-def test_stored_outputs_and_strengths_survive_the_checkpoint():
+def test_stored_logits_and_fisher_information_survive_the_checkpoint():
     buffer, other = ReplayBuffer(2), ReplayBuffer(2)
     buffer.store(cls_set([0, 1]), seeded_generator())
     buffer.stored_logits["cls"], buffer.fisher["weight"] = torch.rand(2, 3, 4, 4), torch.rand(5)

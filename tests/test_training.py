@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtl_utils import files, stages, training, weights
+from mtl_utils import checkpoint, files, stages, training, weights
 from mtl_utils.files import UserError
 from mtl_utils.losses import class_weights
 from mtl_utils.prepare.root import Root
@@ -17,6 +17,7 @@ from mtl_utils.run import Run, load_model
 from mtl_utils.settings import MAX_REPLAY_PER_TASK, PROFILES
 from mtl_utils.stages import run_stage
 from mtl_utils.tasks import TASKS
+from mtl_utils.training import EpochRecord, Remedy
 
 SETTINGS = replace(
     PROFILES["smoke"],
@@ -66,12 +67,11 @@ def seg_buffer(run):
     return buffer
 
 
-def trainer_of(run, task, buffer=None, **changes):
+def trainer_of(run, task, buffer=None, remedies=(), **changes):
     """A trainer of a task from the weights after stage 1, with other settings where they are named."""
     model = load_model(run.path("seg"))[0]
-    return training.Trainer(
-        model, run.data(task, "train"), buffer or ReplayBuffer(0), replace(SETTINGS, **changes), "cpu"
-    )
+    data = run.data(task, "train")
+    return training.Trainer(model, data, buffer or ReplayBuffer(0), replace(SETTINGS, **changes), "cpu", remedies)
 
 
 def first_batch(trainer):
@@ -89,7 +89,7 @@ def test_interrupted_run_ends_with_the_same_weights(straight, tiny_root, tmp_pat
     for task in TASKS:
         with pytest.raises(KeyboardInterrupt):
             run_stage(run, task, stop_after(1))
-        torch.rand(3)  # whatever chance was used in between must not matter
+        torch.rand(3)  # random numbers that are used in between must not matter
         run_stage(make_run(tiny_root, tmp_path), task)
         for name, value in stage_weights(straight, task).items():
             assert torch.equal(value, stage_weights(run, task)[name]), f"{task}: {name} differs"
@@ -107,7 +107,7 @@ def test_interruption_within_an_epoch_costs_that_epoch_only(straight, tiny_root,
     monkeypatch.setattr(training.Trainer, "step", interrupted_step)
     with pytest.raises(KeyboardInterrupt):
         run_stage(run, "seg")
-    assert len(run.result("seg")["history"]) == 1
+    assert len(run.result("seg").history) == 1
     run_stage(run, "seg")
     assert all(torch.equal(v, stage_weights(run, "seg")[k]) for k, v in stage_weights(straight, "seg").items())
 
@@ -121,8 +121,8 @@ def test_two_processes_in_one_folder_are_noticed_and_the_first_one_goes_on(strai
 
     with pytest.raises(UserError, match=f"Another process trains in {tmp_path} too"):
         run_stage(make_run(tiny_root, tmp_path), "seg", finish_first)
-    found = stage_weights(make_run(tiny_root, tmp_path), "seg")
-    assert all(torch.equal(value, found[name]) for name, value in stage_weights(straight, "seg").items())
+    stored = stage_weights(make_run(tiny_root, tmp_path), "seg")
+    assert all(torch.equal(value, stored[name]) for name, value in stage_weights(straight, "seg").items())
 
 
 def test_without_a_state_a_stage_begins_anew(straight, tiny_root, tmp_path):
@@ -131,12 +131,12 @@ def test_without_a_state_a_stage_begins_anew(straight, tiny_root, tmp_path):
     run_stage(run, "seg")
     run.path("seg").unlink()
     run.path("seg", ".state.pt").unlink()
-    assert len(run_stage(run, "seg")["history"]) == SETTINGS.epochs["seg"] and run.finished("seg")
+    assert len(run_stage(run, "seg").history) == SETTINGS.epochs["seg"] and run.finished("seg")
 
 
 def test_finished_stage_is_loaded_not_trained(straight, monkeypatch):
     monkeypatch.setattr(stages, "make_trainer", lambda *_: pytest.fail("trained again"))
-    assert run_stage(straight, "cls")["metrics"].keys() == set(TASKS)
+    assert run_stage(straight, "cls").metrics.keys() == set(TASKS)
 
 
 def test_a_run_with_other_settings_does_not_overwrite_a_finished_one(straight, tiny_root):
@@ -155,18 +155,19 @@ def test_missing_predecessor_is_named_and_trained(tiny_root, tmp_path, capsys):
 def test_every_stage_is_evaluated_on_all_tasks_learned_so_far(straight):
     for i, task in enumerate(TASKS):
         result = straight.result(task)
-        assert tuple(result["metrics"]) == TASKS[: i + 1]
-        assert tuple(result["history"][-1]["val"]) == TASKS[: i + 1]
-        assert tuple(result["history"][0]["loss"]) == TASKS[: i + 1]
+        assert tuple(result.metrics) == TASKS[: i + 1]
+        assert tuple(result.history[-1].val) == TASKS[: i + 1]
+        terms = TASKS[: i + 1] + (("boxes_from_masks",) if i > 0 else ())
+        assert tuple(result.history[0].loss) == terms
 
 
-def test_best_epoch_has_the_lowest_training_loss_of_the_calm_ones(straight, tiny_root, tmp_path):
-    assert [straight.result(task)["best_epoch"] for task in TASKS] == [3, 2, 2]  # the only calm ones
+def test_best_epoch_has_the_lowest_training_loss_of_the_weakly_augmented_ones(straight, tiny_root, tmp_path):
+    assert [straight.result(task).best_epoch for task in TASKS] == [3, 2, 2]  # the only such epochs
     wild = dict(seg=0.05, det=0.05, cls=0.05)  # a rate so high that the loss jumps
     run = make_run(tiny_root, tmp_path, weak_augmentation=1.0, lr=wild)
     result = run_stage(run, "seg")
-    losses = [entry["loss"]["seg"] for entry in result["history"]]
-    assert result["best_epoch"] == losses.index(min(losses)) + 1
+    losses = [record.loss["seg"] for record in result.history]
+    assert result.best_epoch == losses.index(min(losses)) + 1
 
 
 def test_no_batchnorm_is_left_after_stage_1(straight, tiny_root, tmp_path):
@@ -228,31 +229,31 @@ def test_a_gradient_that_is_not_finite_spoils_no_weight(straight):
     assert not any(torch.equal(v, before[k]) for k, v in trainer.model.named_parameters())
 
 
-@pytest.mark.parametrize("mask_boxes", [True, False])
-def test_replayed_segmentation_images_teach_detection_too(mask_boxes, straight):
+@pytest.mark.parametrize("boxes_from_masks", [True, False])
+def test_replayed_segmentation_images_teach_detection_too(boxes_from_masks, straight):
     """Only a loss on their boxes gives the confidence channel a gradient when nothing but them is trained on."""
     buffer = ReplayBuffer(4)
     buffer.store(straight.data("seg", "train"), torch.Generator().manual_seed(0))
     assert all({"mask", "boxes", "labels", "crowd"} == set(target) for _, target in buffer.samples["seg"])
-    settings = replace(SETTINGS, boxes_from_masks=mask_boxes, weight_decay=0.0)
+    settings = replace(SETTINGS, boxes_from_masks=boxes_from_masks, weight_decay=0.0)
     model = load_model(straight.path("seg"))[0]
     trainer = training.Trainer(model, straight.data("det", "train"), buffer, settings, "cpu")
     before = trainer.model.head[2].weight[:5].clone()
     trainer.step(trainer.replay())
-    assert torch.equal(trainer.model.head[2].weight[:5], before) != mask_boxes
+    assert torch.equal(trainer.model.head[2].weight[:5], before) != boxes_from_masks
 
 
 def test_training_learns(straight):
-    history = straight.result("seg")["history"]
-    assert history[-1]["loss"]["seg"] < history[0]["loss"]["seg"]
+    history = straight.result("seg").history
+    assert history[-1].loss["seg"] < history[0].loss["seg"]
 
 
 def test_training_and_measuring_have_sizes_of_their_own(straight, tiny_root, tmp_path, monkeypatch):
     sizes = dict(seg=96, det=128, cls=64)
     run = make_run(tiny_root, tmp_path, eval_size=sizes)
     monkeypatch.setattr(stages, "evaluate", lambda model, data, size: {data.task: size})
-    found = stages.evaluate_tasks(run, straight.model("cls"), "cls")
-    assert found == {task: {task: size} for task, size in sizes.items()}
+    asked = stages.evaluate_tasks(run, straight.model("cls"), "cls")
+    assert asked == {task: {task: size} for task, size in sizes.items()}
     trainer = training.Trainer(
         straight.model("seg"), straight.data("seg", "train"), ReplayBuffer(0), run.settings, "cpu"
     )
@@ -275,11 +276,17 @@ def test_average_of_weights_warms_up_to_its_decay():
     assert training.ema_update(0.99, torch.tensor(0.0), torch.tensor(1.0), 0) == pytest.approx(0.9)
 
 
+def groups_of(model, settings, task):
+    """The optimiser's groups of a stage, as a trainer makes them."""
+    training.freeze_layers(model, settings, task)
+    return training.parameter_groups(model, *training.learning_rates(model, settings, task))
+
+
 def test_only_a_trunk_with_imagenet_weights_learns_more_slowly(straight):
     model = load_model(straight.path("seg"))[0]
-    assert [g["lr"] for g in training.parameter_groups(model, SETTINGS, "seg")] == [3e-3, 3e-3]
+    assert [g["lr"] for g in groups_of(model, SETTINGS, "seg")] == [3e-3, 3e-3]
     model.has_imagenet_trunk = True
-    slow, fast = training.parameter_groups(model, SETTINGS, "seg")
+    slow, fast = groups_of(model, SETTINGS, "seg")
     assert slow["lr"] == pytest.approx(1e-4) and fast["lr"] == 1e-3
     chosen = {p for g in (slow, fast) for p in g["params"]}
     early = set(model.backbone.trunk.downsample[: model.backbone.trunk.to_stride4].parameters())
@@ -302,7 +309,7 @@ def learning(model, settings, task) -> bool:
     """Whether any layer of the trunk learns in a stage."""
     model.requires_grad_(True)
     model.has_imagenet_trunk = True
-    training.parameter_groups(model, settings, task)
+    training.freeze_layers(model, settings, task)
     return any(p.requires_grad for p in model.backbone.trunk.parameters())
 
 
@@ -323,7 +330,19 @@ def test_a_frozen_trunk_keeps_every_weight_and_what_is_above_learns(straight):
     assert changed == {k for k in before if not k.startswith("backbone.trunk.")}
 
 
-def test_heavy_augmentation_ends_before_the_last_epochs(straight):
+def test_other_modules_learn_at_the_rate_of_what_is_new(straight):
+    """Stage 0's classifier lies beside the model; every parameter is in one group, once."""
+    model = load_model(straight.path("seg"))[0]
+    classifier = nn.Linear(3, 2)
+    trunk, new = training.parameter_groups(model, trunk_lr=1.0, lr=2.0, others=[classifier])
+    assert trunk["lr"] == 1.0 and set(trunk["params"]) == set(model.backbone.trunk.parameters())
+    assert new["lr"] == 2.0 and new["params"][-2:] == list(classifier.parameters())
+    everything = [*model.parameters(), *classifier.parameters()]
+    assert len(trunk["params"] + new["params"]) == len(everything)
+    assert set(trunk["params"] + new["params"]) == set(everything)
+
+
+def test_strong_augmentation_ends_before_the_last_epochs(straight):
     trainer = training.Trainer(
         load_model(straight.path("seg"))[0],
         straight.data("seg", "train"),
@@ -342,28 +361,29 @@ def test_before_any_training_the_committed_run_is_shown(straight, tiny_root, tmp
     monkeypatch.setattr(files, "COMMITTED_METRICS", straight.folder / "metrics.json")
     monkeypatch.setattr(stages, "run_stage", lambda *_: pytest.fail("trained"))
     metrics, models = stages.open_results(make_run(tiny_root, tmp_path / "empty"))
-    assert list(metrics["stages"]) == list(TASKS) and list(models) == ["cls"]
+    assert list(metrics.stages) == list(TASKS) and list(models) == ["cls"]
     assert "came with the project" in capsys.readouterr().out
 
 
 def test_a_run_that_has_begun_is_shown_itself(straight):
     metrics, models = stages.open_results(straight)
-    assert metrics["settings"]["widths"] == "paper" and list(models) == list(TASKS)
+    assert metrics.key.settings.widths == "paper" and list(models) == list(TASKS)
 
 
 def test_damaged_history_is_named(tiny_root, tmp_path):
     run = make_run(tiny_root, tmp_path)
     run.path("seg", ".json").write_text("{")
-    with pytest.raises(UserError, match=r"stage1_segmentation\.json is damaged"):
+    with pytest.raises(UserError, match=r"stage1_segmentation\.json .*delete it and run the stage again"):
         run.result("seg")
 
 
 def test_metrics_json_holds_what_the_tables_need(straight):
-    from mtl_utils.forgetting import closing_report, read_metrics
+    from mtl_utils.forgetting import closing_report
+    from mtl_utils.run import read_metrics
 
     metrics = read_metrics(straight.folder / "metrics.json")
-    assert metrics["initial_weights"] == "nothing" and metrics["parameters"] > 1_000_000
-    assert closing_report(metrics).count("baseline=") == 3
+    assert metrics.key.initial_weights == "nothing" and metrics.parameters > 1_000_000
+    assert closing_report(metrics.stage_metrics).count("baseline=") == 3
 
 
 # ---------------------------------------------------------------- each setting does what it says
@@ -391,8 +411,8 @@ def test_the_best_weights_are_averaged_ones(straight):
     trainer = trainer_of(straight, "seg", epochs=dict(seg=1, det=1, cls=1))
     trainer.epoch()
     average, raw = trainer.ema.module.state_dict(), trainer.model.state_dict()
-    assert all(torch.equal(value, average[name]) for name, value in trainer.best["model"].items())
-    assert not any(torch.equal(trainer.best["model"][name], raw[name]) for name in parameters(trainer.model))
+    assert all(torch.equal(value, average[name]) for name, value in trainer.best.weights.items())
+    assert not any(torch.equal(trainer.best.weights[name], raw[name]) for name in parameters(trainer.model))
 
 
 def test_replayed_images_are_augmented_like_new_ones(straight, monkeypatch):
@@ -401,8 +421,8 @@ def test_replayed_images_are_augmented_like_new_ones(straight, monkeypatch):
     def recording(kind, make):
         return lambda task, size: asked.append((kind, task)) or make(task, size)
 
-    monkeypatch.setattr(training, "strong_augmentation", recording("strong", training.heavy))
-    monkeypatch.setattr(training, "weak_augmentation", recording("weak", training.calm))
+    monkeypatch.setattr(training, "strong_augmentation", recording("strong", training.strong_augmentation))
+    monkeypatch.setattr(training, "weak_augmentation", recording("weak", training.weak_augmentation))
     trainer = trainer_of(straight, "det", seg_buffer(straight), epochs=dict(seg=1, det=10, cls=1))
     trainer.replay()
     assert asked == [("strong", "seg")]
@@ -423,19 +443,20 @@ def test_replayed_masks_have_the_class_weights_of_the_stored_ones(straight):
 
 
 def test_replay_weight_multiplies_an_earlier_tasks_loss_once(straight):
-    """Without clipping, half the weight gives half the gradient and half the logged loss: exactly, as 1/2 is binary."""
+    """Without clipping, half the weight gives half the gradient and half of each term: exactly, as 1/2 is binary."""
     whole, half = (
         trainer_of(straight, "det", seg_buffer(straight), max_grad_norm=1e9, replay_weight=w) for w in (1.0, 0.5)
     )
     batch = whole.replay()
     logged, logged_half = whole.step(batch), half.step(batch)
-    assert logged["seg"] > 0 and logged_half == {"seg": logged["seg"] / 2}
+    assert set(logged) == {"seg", "boxes_from_masks"} and all(value > 0 for value in logged.values())
+    assert logged_half == {term: value / 2 for term, value in logged.items()}
     pairs = list(zip(whole.model.parameters(), half.model.parameters(), strict=True))
     assert all(torch.equal(p.grad / 2, q.grad) for p, q in pairs)
     assert any(p.grad.any() for p, _ in pairs)
 
 
-def test_weights_decay_where_the_loss_says_nothing(straight):
+def test_weights_decay_where_the_loss_has_no_gradient(straight):
     trainer = trainer_of(straight, "seg", weight_decay=0.5, lr=dict(seg=0.1, det=0.1, cls=0.1))
     trainer.losses = {"seg": lambda outputs, _: outputs.segmentation.sum() * 0}
     before, rate = parameters(trainer.model), trainer.optimizer.param_groups[0]["lr"]
@@ -448,3 +469,116 @@ def test_weights_decay_where_the_loss_says_nothing(straight):
 def test_the_seed_decides_the_order_of_the_images(straight):
     orders = [list(trainer_of(straight, "cls", seed=seed).loader().sampler) for seed in (0, 1, 0)]
     assert orders[0] != orders[1] and orders[0] == orders[2]
+
+
+# ---------------------------------------------------------------- the loss that is logged is the loss that is minimised
+
+
+class Constant(Remedy):
+    """Adds fixed numbers to the loss of every batch and of every step."""
+
+    def __init__(self, batch=0.0, step=0.0):
+        self.batch, self.step = batch, step
+
+    def batch_loss(self, trainer, task, images, features):
+        return features.sum() * 0 + self.batch
+
+    def step_loss(self, trainer):
+        return trainer.model.head[2].bias.sum() * 0 + self.step
+
+
+class SquaredMap(Remedy):
+    """The mean square of what the head emits: a loss with a gradient in every layer."""
+
+    def batch_loss(self, trainer, task, images, features):
+        return trainer.model.head[2](features).float().square().mean()
+
+
+def test_the_logged_terms_add_up_to_what_is_minimised(straight):
+    """Whatever is propagated backwards goes through the scaler, which does nothing else on a CPU."""
+    trainer = trainer_of(straight, "det", seg_buffer(straight), [Constant(0.25, 0.5)], replay_weight=0.5)
+    minimised = []
+    trainer.scaler.scale = lambda loss: minimised.append(loss.item()) or loss
+    terms = trainer.step(first_batch(trainer) | trainer.replay())
+    assert set(terms) == {"det", "seg", "boxes_from_masks", "remedies"}
+    assert all(value > 0 for value in terms.values())
+    assert terms["remedies"] == 0.25 + 0.25 + 0.5, "two batches and one step"
+    assert sum(terms.values()) == pytest.approx(sum(minimised), rel=1e-6)
+
+
+def test_the_epochs_record_holds_the_mean_of_every_term(straight):
+    trainer = trainer_of(straight, "det", seg_buffer(straight), [Constant(0.25, 0.5)])
+    record = trainer.epoch()
+    assert tuple(record.loss)[:2] == ("seg", "det") and set(record.loss) > {"boxes_from_masks"}
+    assert record.loss["remedies"] == pytest.approx(1.0)
+    assert record.total_loss == sum(record.loss.values())
+
+
+def test_a_stage_without_other_terms_logs_its_tasks_only(straight):
+    assert set(trainer_of(straight, "seg", remedies=[Remedy()]).epoch().loss) == {"seg"}
+
+
+@pytest.mark.parametrize("boxes_from_masks", [True, False])
+def test_boxes_from_masks_have_a_term_where_they_are_trained_on(straight, boxes_from_masks):
+    trainer = trainer_of(straight, "det", seg_buffer(straight), boxes_from_masks=boxes_from_masks)
+    assert ("boxes_from_masks" in trainer.step(trainer.replay())) == boxes_from_masks
+
+
+def test_a_remedys_loss_is_not_weighed_by_replay_weight(straight):
+    """Without supervised losses, the gradient on a replayed batch is the remedy's, whatever the weight of replay is."""
+    gradients, values = [], []
+    for weight in (1.0, 0.5):
+        trainer = trainer_of(
+            straight, "det", seg_buffer(straight), [SquaredMap()], replay_weight=weight, max_grad_norm=1e9
+        )
+        trainer.losses = dict.fromkeys(TASKS, lambda outputs, _: outputs.segmentation.sum() * 0)
+        values.append(trainer.step(trainer.replay()))
+        gradients.append([p.grad for p in trainer.model.parameters()])
+    assert any(gradient.any() for gradient in gradients[0])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    assert values[0] == values[1]
+
+
+def test_the_best_epoch_is_chosen_by_the_sum_of_all_terms(straight):
+    """The supervised loss falls from epoch to epoch, while the remedy's rises by more."""
+
+    class Rising(Remedy):
+        def step_loss(self, trainer):
+            return trainer.model.head[2].bias.sum() * 0 + 10.0 * len(trainer.history)
+
+    trainer = trainer_of(straight, "seg", remedies=[Rising()], weak_augmentation=1.0)
+    while not trainer.finished:
+        trainer.epoch()
+    supervised = [record.loss["seg"] for record in trainer.history]
+    assert supervised.index(min(supervised)) > 0, "otherwise the remedy makes no difference"
+    assert trainer.best.epoch == 1
+    assert trainer.best.loss == trainer.history[0].total_loss
+
+
+def test_a_remedys_loss_that_is_not_finite_is_named(straight):
+    trainer = trainer_of(straight, "seg", remedies=[Constant(step=math.inf)])
+    with pytest.raises(UserError, match="The remedies loss became inf in segmentation epoch 1/3"):
+        trainer.step(first_batch(trainer))
+
+
+def test_an_epochs_record_survives_json_and_has_val_only_where_it_was_evaluated():
+    record = EpochRecord(epoch=2, loss={"seg": 1.5, "remedies": 0.5}, lr=1e-3, seconds=0.1)
+    assert "val" not in record.as_dict() and EpochRecord.from_dict(record.as_dict()) == record
+    record.val = {"seg": 0.4}
+    assert record.as_dict()["val"] == {"seg": 0.4} and EpochRecord.from_dict(record.as_dict()) == record
+
+
+def test_a_state_from_before_the_first_best_epoch_can_be_continued(straight, tmp_path):
+    """Of three epochs, only the last has weak augmentation."""
+    trainer = trainer_of(straight, "seg")
+    trainer.epoch()
+    checkpoint.save(tmp_path / "state.pt", trainer.state_dict())
+    state = checkpoint.load(tmp_path / "state.pt")
+    assert state["best"] is None
+    other = trainer_of(straight, "seg")
+    other.load_state_dict(state)
+    assert other.best is None and other.history == trainer.history
+    for _ in range(2):
+        other.epoch()
+    kept = other.state_dict()["best"]
+    assert kept.keys() == {"epoch", "loss", "model"} and kept["epoch"] == 3

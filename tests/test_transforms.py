@@ -14,6 +14,7 @@ from mtl_utils.transforms import (
     collate,
     eval_transform,
     strong_augmentation,
+    to_batch,
     weak_augmentation,
 )
 
@@ -75,13 +76,13 @@ def test_masks_move_with_the_image(make):
 
 
 @pytest.mark.parametrize("task", ["seg", "det"])
-def test_heavy_augmentation_varies(task):
+def test_strong_augmentation_varies(task):
     target = {"mask": mask_of(picture())} if task == "seg" else objects([BOX], [0], size=(64, 96))
     images = {tuple(strong_augmentation(task, 96)(picture(), target)[0].flatten().tolist()) for _ in range(5)}
     assert len(images) == 5
 
 
-def test_heavy_augmentation_flips_scales_and_shifts():
+def test_strong_augmentation_flips_scales_and_shifts():
     boxes = []
     for seed in SEEDS:
         torch.manual_seed(seed)
@@ -120,7 +121,7 @@ def test_letterbox_of_a_picture_that_fits_changes_nothing(size):
     assert torch.equal(Letterbox(size)(image, {})[0], image)
 
 
-def test_heavy_padding_is_grey_before_the_colours_change_and_never_trained_on(monkeypatch):
+def test_strong_padding_is_grey_before_the_colours_change_and_never_trained_on(monkeypatch):
     monkeypatch.setattr(v2, "ColorJitter", lambda **_: v2.Identity())
     padded = 0
     for seed in SEEDS:
@@ -154,8 +155,8 @@ def test_every_picture_becomes_a_square_of_the_size(make, height, width, task):
 def test_classification_is_evaluated_on_the_middle_of_the_picture():
     image = torch.zeros(3, 64, 128, dtype=torch.uint8)
     image[:, :, 32:96] = 200
-    found, _ = eval_transform("cls", 64)(tv_tensors.Image(image), {"label": torch.tensor(0)})
-    assert (found == 200).all()
+    result, _ = eval_transform("cls", 64)(tv_tensors.Image(image), {"label": torch.tensor(0)})
+    assert (result == 200).all()
 
 
 def test_classification_crops_are_of_different_places():
@@ -165,7 +166,7 @@ def test_classification_crops_are_of_different_places():
 
 
 @pytest.mark.parametrize("task", ["seg", "det", "cls"])
-def test_evaluation_has_no_chance_in_it(task):
+def test_evaluation_is_deterministic(task):
     target = {"seg": {"mask": mask_of(picture())}, "det": objects([BOX], [0]), "cls": {"label": torch.tensor(1)}}[task]
     first, second = (eval_transform(task, 64)(picture(), target) for _ in range(2))
     assert torch.equal(first[0], second[0])
@@ -177,10 +178,48 @@ def test_weak_augmentation_is_the_eval_transform_or_its_flip():
     expected = eval_transform("det", 64)(image, objects([], []))[0]
     seen = set()
     for _ in range(20):
-        found = weak_augmentation("det", 64)(image, objects([], []))[0]
-        assert torch.equal(found, expected) or torch.equal(found, expected.flip(-1))
-        seen.add(torch.equal(found, expected))
+        result = weak_augmentation("det", 64)(image, objects([], []))[0]
+        assert torch.equal(result, expected) or torch.equal(result, expected.flip(-1))
+        seen.add(torch.equal(result, expected))
     assert seen == {True, False}
+
+
+def test_grey_is_imagenets_mean_colour():
+    assert GREY == (124, 116, 104)
+
+
+# ---------------------------------------------------------------- the way back from a letterbox
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 96), (100, 40), (96, 96), (50, 75), (31, 97)])
+def test_undo_boxes_leads_back_to_the_images_own_pixels(height, width):
+    boxes = [[0, 0, width, height], [3, 5, 20, 30], [width - 9, height - 7, width, height]]
+    target = objects(boxes, [0, 1, 2], size=(height, width))
+    _, moved = Letterbox(96)(photo(height, width), target)
+    result = Letterbox(96).undo_boxes(moved["boxes"].as_subclass(Tensor), (height, width))
+    assert torch.allclose(result, torch.tensor(boxes, dtype=torch.float32), atol=1.1)  # sides are whole pixels there
+
+
+def test_undo_boxes_cuts_boxes_off_at_the_images_sides():
+    boxes = torch.tensor([[-10.0, -20.0, 90.0, 95.0], [10.0, 12.0, 40.0, 24.0]])
+    result = Letterbox(96).undo_boxes(boxes, (100, 200))  # a pixel there is 200 / 96 pixels here
+    factor = 200 / 96
+    expected = [[0, 0, 90 * factor, 100], [10 * factor, 12 * factor, 40 * factor, 24 * factor]]
+    assert torch.allclose(result, torch.tensor(expected))
+    assert Letterbox(96).undo_boxes(torch.zeros(0, 4), (100, 200)).shape == (0, 4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (96, 64), (120, 90)])
+def test_undo_mask_leads_back_to_the_images_own_pixels(height, width):
+    image = picture(height, width)
+    _, moved = Letterbox(96)(image, {"mask": mask_of(image)})
+    mask = moved["mask"].as_subclass(Tensor)
+    mask = mask.where(mask != IGNORE, torch.tensor(9, dtype=torch.uint8))  # padding has a class of its own
+    logits = torch.nn.functional.one_hot(mask.long(), 21).permute(2, 0, 1).float()
+    result = Letterbox(96).undo_mask(logits, (height, width))
+    assert result.shape == (21, height, width)
+    assert set(result.argmax(0).unique().tolist()) == {0, 5}, "nothing of the padding"
+    assert extent(result.argmax(0) == 5) == pytest.approx(BOX, abs=1)
 
 
 # ---------------------------------------------------------------- boxes that are lost
@@ -263,3 +302,13 @@ def test_collate_keeps_the_pixels():
     image = photo(64, 64)
     images, _ = collate([(image, {"label": torch.tensor(0)})], eval_transform("cls", 64), "cls")
     assert torch.equal((images[0] * 255).round().byte(), image.as_subclass(Tensor))
+
+
+@pytest.mark.parametrize("task", ["seg", "det", "cls"])
+def test_a_batch_of_images_alone_holds_the_images_of_collate(task):
+    images = [photo(40, 60), photo(60, 40)]
+    samples = [(image, {"label": torch.tensor(0)}) for image in images]
+    expected, _ = collate(samples, eval_transform(task, 64), "cls")
+    result = to_batch(images, eval_transform(task, 64))
+    assert torch.equal(result, expected) and type(result) is Tensor
+    assert result.is_contiguous(memory_format=torch.channels_last)

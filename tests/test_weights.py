@@ -10,6 +10,10 @@ from torchvision.models import mobilenet_v2
 from mtl_utils import checkpoint, files, weights
 from mtl_utils.files import UserError
 from mtl_utils.model import ConvNorm, UnifiedModel, fold_batchnorm
+from mtl_utils.prepare.root import Root
+from mtl_utils.run import Run
+from mtl_utils.settings import get_settings
+from mtl_utils.stages import run_stage
 
 
 @pytest.fixture
@@ -32,15 +36,22 @@ def warmed(path, widths="paper", seed=5) -> UnifiedModel:
     return model
 
 
+def start_model(model, classes=()) -> str:
+    """Load into a model what it should start from; returns the label."""
+    start = weights.find_starting_weights(model.widths)
+    weights.load_starting_weights(model, start, classes)
+    return start.label
+
+
 def test_without_weights_it_says_nothing(folder):
     model = UnifiedModel("paper", 3, 3)
-    assert weights.load_starting_weights(model) == "nothing" and not model.has_imagenet_trunk
+    assert start_model(model) == "nothing" and not model.has_imagenet_trunk
 
 
 def test_stage_0_weights_arrive_layer_by_layer(folder):
     there = warmed(folder / "stage0_paper.pt")
     model = UnifiedModel("paper", 3, 3)
-    assert weights.load_starting_weights(model).startswith("stage0_paper.pt ") and model.has_imagenet_trunk
+    assert start_model(model).startswith("stage0_paper.pt ") and model.has_imagenet_trunk
     mine = model.state_dict()
     assert mine.keys() == there.state_dict().keys()
     for name, value in there.state_dict().items():
@@ -52,8 +63,8 @@ def test_classes_that_stage_0_knows_start_as_its_classifier_reads_them(folder):
     warmed(folder / "stage0_paper.pt")
     model = UnifiedModel("paper", 3, 3).eval()
     before = model.head[-1].weight.clone(), model.head[-1].bias.clone()
-    weights.load_starting_weights(model, ("n3", "unknown", "n0"))
-    classifier = weights.classifier(weights.read(folder / "stage0_paper.pt"))
+    start_model(model, ("n3", "unknown", "n0"))
+    classifier = weights.classifier(checkpoint.load(folder / "stage0_paper.pt"))
     images = torch.rand(2, 3, 64, 96)
     found, wanted = model(images).classification, classifier(model.head_features(images).mean((2, 3)))
     assert torch.allclose(found[:, [0, 2]], wanted[:, [3, 0]], atol=1e-5)
@@ -64,27 +75,27 @@ def test_classes_that_stage_0_knows_start_as_its_classifier_reads_them(folder):
 
 def test_only_weights_of_the_same_widths_are_taken(folder):
     warmed(folder / "stage0_paper.pt")
-    assert weights.weights_label("mobilenetv2") == "nothing"
-    assert weights.weights_label("paper") != "nothing"
+    assert weights.find_starting_weights("mobilenetv2").label == "nothing"
+    assert weights.find_starting_weights("paper").label != "nothing"
 
 
 def test_the_named_file_goes_before_data_weights_and_stage_0_before_the_public_weights(folder, monkeypatch):
     torch.save(mobilenet_v2(weights=None).state_dict(), folder / "mobilenet_v2-public.pt")
-    assert weights.weights_label("mobilenetv2").startswith("mobilenet_v2-public.pt ")
+    assert weights.find_starting_weights("mobilenetv2").label.startswith("mobilenet_v2-public.pt ")
     warmed(folder / "stage0_mobilenetv2.pt", "mobilenetv2")
-    assert weights.weights_label("mobilenetv2").startswith("stage0_mobilenetv2.pt ")
+    assert weights.find_starting_weights("mobilenetv2").label.startswith("stage0_mobilenetv2.pt ")
     warmed(folder / "own.pt", "mobilenetv2", seed=6)
     monkeypatch.setenv(weights.VARIABLE, str(folder / "own.pt"))
-    assert weights.weights_label("mobilenetv2").startswith("own.pt ")
+    assert weights.find_starting_weights("mobilenetv2").label.startswith("own.pt ")
     monkeypatch.setenv(weights.VARIABLE, weights.NOTHING)
-    assert weights.weights_label("mobilenetv2") == "nothing"
+    assert weights.find_starting_weights("mobilenetv2").label == "nothing"
 
 
 def test_public_weights_arrive_in_the_trunk_only(folder):
     theirs = mobilenet_v2(weights=None).eval()
     torch.save(theirs.state_dict(), folder / "mobilenet_v2.pt")
     model = UnifiedModel("mobilenetv2", 3, 3)
-    weights.load_starting_weights(model)
+    start_model(model)
     image = torch.rand(1, 3, 64, 64)
     assert torch.allclose(model.eval().backbone.trunk(image)[2], theirs.features(image), atol=1e-4)
     kept = [block for block in model.backbone.pooling.modules() if isinstance(block, ConvNorm)]
@@ -95,16 +106,16 @@ def test_a_file_that_is_not_what_its_card_says_is_refused(folder):
     path = folder / "stage0_paper.pt"
     warmed(path)
     path.with_suffix(".json").write_text(json.dumps({"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}))
-    assert weights.weights_label("paper") != "nothing"
+    assert weights.find_starting_weights("paper").label != "nothing"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(UserError, match="is damaged: its SHA-256 does not begin with"):
-        weights.load_starting_weights(UnifiedModel("paper", 3, 3))
+        start_model(UnifiedModel("paper", 3, 3))
 
 
 def test_a_download_that_is_not_what_its_name_says_is_refused(folder):
     (folder / "mobilenet_v2-7ebf99e0.pth").write_bytes(b"half of it")
     with pytest.raises(UserError, match="does not begin with 7ebf99e0"):
-        weights.weights_label("mobilenetv2")
+        weights.find_starting_weights("mobilenetv2").label
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"garbage", "no weights file"), (None, "cannot be read")])
@@ -114,7 +125,7 @@ def test_a_named_file_that_cannot_be_used_is_named(folder, monkeypatch, content,
         path.write_bytes(content)
     monkeypatch.setenv(weights.VARIABLE, str(path))
     with pytest.raises(UserError, match=f"mine.pt .*{message}"):
-        weights.load_starting_weights(UnifiedModel("mobilenetv2", 3, 3))
+        start_model(UnifiedModel("mobilenetv2", 3, 3))
 
 
 def test_the_network_is_touched_only_when_told_to(folder, monkeypatch):
@@ -125,8 +136,23 @@ def test_the_network_is_touched_only_when_told_to(folder, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(weights.MobileNet_V2_Weights, "get_state_dict", refuse)
-    assert weights.weights_label("mobilenetv2") == "nothing" and not asked
+    assert weights.find_starting_weights("mobilenetv2").label == "nothing" and not asked
     monkeypatch.setenv(weights.VARIABLE, "download")
     with pytest.raises(UserError, match="could not be downloaded"):
-        weights.weights_label("mobilenetv2")
+        weights.find_starting_weights("mobilenetv2").label
     assert asked
+
+
+def test_a_run_opens_its_weights_file_once(folder, tiny_root, tmp_path, monkeypatch):
+    warmed(folder / "stage0_paper.pt")
+    opened = []
+    read_bytes = weights.read_bytes
+    monkeypatch.setattr(weights, "read_bytes", lambda path: opened.append(path.name) or read_bytes(path))
+    sizes = dict(seg=64, det=64, cls=32)
+    settings = get_settings(
+        "smoke", widths="paper", train_size=sizes, eval_size=sizes, epochs=dict(seg=1, det=1, cls=1)
+    )
+    run = Run(settings, tmp_path / "run", Root(tiny_root, "--data-root"))
+    run_stage(run, "det")
+    assert opened == ["stage0_paper.pt"]
+    assert run.key.initial_weights.startswith("stage0_paper.pt ")

@@ -1,15 +1,23 @@
-"""The commands on data: check, synthetic."""
+"""The commands on data: check, fetch, synthetic, fold."""
 
 import argparse
 
 from mtl_utils import files
-from mtl_utils.prepare import check, synthetic
+from mtl_utils.prepare import check, fetch, folds, synthetic
 from mtl_utils.prepare.root import find_root
 
 
 def check_command(options: argparse.Namespace) -> int:
     """Verify a root; the exit status says whether it has faults."""
-    return min(check.report(options.root or find_root().path), 1)
+    root = options.root or find_root().path
+    faults = check.report(root)
+    return 1 if faults else 0
+
+
+def fetch_command(options: argparse.Namespace) -> None:
+    """Build the mini sets from their official sources."""
+    root = options.root or files.PROJECT / "data"
+    fetch.fetch(root)
 
 
 def synthetic_command(options: argparse.Namespace) -> None:
@@ -17,3 +25,8 @@ def synthetic_command(options: argparse.Namespace) -> None:
     root = options.root or files.PROJECT / "data" / "synthetic"
     synthetic.write_synthetic(root)
     print(f"synthetic mini sets are in {root}")
+
+
+def fold_command(options: argparse.Namespace) -> None:
+    """Split the training sets into the train and val of a new root."""
+    folds.write_fold(options.root, options.out, options.fold)

@@ -1,19 +1,25 @@
 """How a command ends: with a status, and with one sentence where the user made a mistake."""
 
+import io
 import sys
 from collections.abc import Callable
 
 from mtl_utils.files import UserError
 
+FAILED = 1
+STOPPED = 130  # what a shell reports of a process that Ctrl-C ended: 128 + SIGINT
+
 
 def guarded(function: Callable[[], int | None]) -> int:
-    """Run a command; what the user can mend ends in one sentence on stderr, not in a traceback."""
-    sys.stdout.reconfigure(errors="replace")  # a console that cannot show a sign gets a question mark instead
+    """Run a command and return its exit status; a UserError ends in one sentence on stderr, not in a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # a console that cannot show a character prints a question mark instead
+        sys.stdout.reconfigure(errors="replace")
     try:
         return function() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("\nstopped; finished epochs are kept: run again to continue (train: with --resume)", file=sys.stderr)
-        return 130
-    return 1
+        return STOPPED

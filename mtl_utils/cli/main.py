@@ -1,89 +1,182 @@
 """The command line: python -m mtl_utils COMMAND."""
 
 import argparse
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
-from mtl_utils import files
-from mtl_utils.cli.data import check_command, synthetic_command
+from mtl_utils.cli.data import check_command, fetch_command, fold_command, synthetic_command
 from mtl_utils.cli.guard import guarded
-from mtl_utils.cli.research import pretrain_command, publish_command, study_command
+from mtl_utils.cli.research import links_command, log_command, pretrain_command, publish_command, study_command
 from mtl_utils.cli.run import bench_command, restart_command, run_command, train_command
+from mtl_utils.experiments.plans import STUDIES
 from mtl_utils.model import WIDTHS
-from mtl_utils.prepare import fetch, folds
-from mtl_utils.publish import links
-from mtl_utils.publish import log as run_log
+from mtl_utils.prepare.folds import FOLDS
 from mtl_utils.settings import PROFILES
+
+# argparse has no public name for what add_subparsers returns
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and carry it out; returns the exit status."""
     options = make_parser().parse_args(arguments)
-    return guarded(lambda: options.command(options))
+    return guarded(partial(options.command, options))
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of python -m mtl_utils."""
     parser = argparse.ArgumentParser(prog="python -m mtl_utils", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="execute the six notebooks in order; finished stages are not trained again")
-    run.set_defaults(command=run_command)
-    restart = commands.add_parser("restart", help="run from the start; what was there is set aside, not deleted")
-    restart.set_defaults(command=restart_command)
-    train = commands.add_parser("train", help="the three stages without notebooks")
-    train.add_argument("--resume", action="store_true", help="continue the run of that name where it was stopped")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--no-replay", action="store_true", help="the same without replay: watch it forget")
-    train.set_defaults(command=train_command)
-    for command in (run, restart, train):
-        command.add_argument("--name", help="folder below runs/ (default: profile and kind of data)")
-        command.add_argument("--profile", choices=PROFILES, help="default: full with a GPU, quick without")
-        command.add_argument("--data-root", help="folder of the mini sets (default: MTL_DATA_ROOT, data/, synthetic)")
-    data = commands.add_parser("data", help="check, fetch or render the mini sets").add_subparsers(required=True)
-    for name, help_, command in (
-        ("check", "verify a root and list every fault", check_command),
-        (
-            "fetch",
-            "build the mini sets from the official sources",
-            lambda o: fetch.fetch(o.root or files.PROJECT / "data"),
-        ),
-        ("synthetic", "render the synthetic mini sets", synthetic_command),
-    ):
-        sub = data.add_parser(name, help=help_)
-        sub.add_argument("root", nargs="?", type=Path, help="folder of the mini sets")
-        sub.set_defaults(command=command)
-    fold = data.add_parser("fold", help="copy the training sets as train and val, to choose settings without val")
-    fold.add_argument("root", type=Path, help="folder of the mini sets")
-    fold.add_argument("out", type=Path, help="folder to make")
-    fold.add_argument("--fold", type=int, choices=range(folds.FOLDS), default=0)
-    fold.set_defaults(command=lambda o: folds.write_fold(o.root, o.out, o.fold))
-    pretrain = commands.add_parser(
-        "pretrain", help="stage 0: warm the backbone on ImageNet pictures; run again to continue"
-    )
-    pretrain.add_argument("--images", nargs="+", type=Path, required=True, help="class folders, or zip files of them")
-    pretrain.add_argument("--widths", choices=WIDTHS, default="mobilenetv2")
-    pretrain.add_argument("--epochs", type=int, default=3)
-    pretrain.add_argument("--out", type=Path, help="file to write (default: data/weights/stage0_WIDTHS.pt)")
-    pretrain.set_defaults(command=pretrain_command)
-    bench = commands.add_parser("bench", help="images a second in training: the network alone, and with loading")
-    bench.add_argument("--profile", choices=PROFILES, help="default: full with a GPU, quick without")
-    bench.add_argument("--data-root", help="folder of the mini sets (default: MTL_DATA_ROOT, data/, synthetic)")
-    bench.set_defaults(command=bench_command, name=None)
-    log = commands.add_parser("log", help="add runs to figures/runs.csv, the log of what was tried")
-    log.add_argument("run", type=Path, help="folder of a run")
-    log.add_argument("note", help="what was tried")
-    log.set_defaults(command=lambda o: run_log.log_run(o.run, o.note))
-    study = commands.add_parser("study", help="the runs behind the evidence: baselines, remedies, memory sizes, seeds")
-    study.add_argument("--what", choices=("baselines", "remedies", "memory", "seeds"), required=True)
-    study.add_argument(
-        "--seeds", type=int, nargs="+", help="one run of each kind for every seed (default: 0 1 2 for seeds, else 0)"
-    )
-    study.add_argument("--profile", choices=PROFILES, help="default: full with a GPU, quick without")
-    study.add_argument("--data-root", help="folder of the mini sets (default: MTL_DATA_ROOT, data/, synthetic)")
-    study.set_defaults(command=study_command)
-    linking = commands.add_parser("links", help="say where the project lies on GitHub: badges, and what Colab clones")
-    linking.add_argument("repository", metavar="OWNER/NAME")
-    linking.set_defaults(command=lambda o: links.set_address(o.repository))
-    publishing = commands.add_parser("publish", help="remake README's results from figures/metrics.json")
-    publishing.add_argument("run", nargs="?", type=Path, help="first take over what this run folder holds")
-    publishing.set_defaults(command=publish_command)
+    add_run(commands)
+    add_restart(commands)
+    add_train(commands)
+    add_data(commands)
+    add_pretrain(commands)
+    add_bench(commands)
+    add_log(commands)
+    add_study(commands)
+    add_links(commands)
+    add_publish(commands)
     return parser
+
+
+def recipe_options() -> argparse.ArgumentParser:
+    """The options of every command that trains: with which settings, on which data."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("--profile", choices=PROFILES, help="default: full with a GPU, quick without")
+    parent.add_argument("--data-root", help="folder of the mini sets (default: MTL_DATA_ROOT, data/, synthetic)")
+    return parent
+
+
+def run_options() -> argparse.ArgumentParser:
+    """The options of every command that makes a run: its name, settings and data."""
+    parent = argparse.ArgumentParser(add_help=False, parents=[recipe_options()])
+    parent.add_argument("--name", help="folder below MTL_RUNS or runs/ (default: profile and kind of data)")
+    return parent
+
+
+def add_run(commands: Commands) -> None:
+    """The command run."""
+    text = "execute the six notebooks in order; finished stages are not trained again"
+    parser = commands.add_parser("run", help=text, parents=[run_options()])
+    parser.set_defaults(command=run_command)
+
+
+def add_restart(commands: Commands) -> None:
+    """The command restart."""
+    text = "run from the start; what was there is set aside, not deleted"
+    parser = commands.add_parser("restart", help=text, parents=[run_options()])
+    parser.set_defaults(command=restart_command)
+
+
+def add_train(commands: Commands) -> None:
+    """The command train."""
+    text = "the three stages without notebooks"
+    parser = commands.add_parser("train", help=text, parents=[run_options()])
+    parser.add_argument("--resume", action="store_true", help="continue the run of that name where it was stopped")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-replay", action="store_true", help="the same without replay: watch it forget")
+    parser.set_defaults(command=train_command)
+
+
+def add_data(commands: Commands) -> None:
+    """The command data, with commands of its own."""
+    parser = commands.add_parser("data", help="check, fetch, render or fold the mini sets")
+    data_commands = parser.add_subparsers(required=True)
+    add_data_check(data_commands)
+    add_data_fetch(data_commands)
+    add_data_synthetic(data_commands)
+    add_data_fold(data_commands)
+
+
+def root_argument() -> argparse.ArgumentParser:
+    """The argument of the commands on one data root."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("root", nargs="?", type=Path, help="folder of the mini sets")
+    return parent
+
+
+def add_data_check(commands: Commands) -> None:
+    """The command data check."""
+    text = "verify a root and list every fault"
+    parser = commands.add_parser("check", help=text, parents=[root_argument()])
+    parser.set_defaults(command=check_command)
+
+
+def add_data_fetch(commands: Commands) -> None:
+    """The command data fetch."""
+    text = "build the mini sets from the official sources"
+    parser = commands.add_parser("fetch", help=text, parents=[root_argument()])
+    parser.set_defaults(command=fetch_command)
+
+
+def add_data_synthetic(commands: Commands) -> None:
+    """The command data synthetic."""
+    text = "render the synthetic mini sets"
+    parser = commands.add_parser("synthetic", help=text, parents=[root_argument()])
+    parser.set_defaults(command=synthetic_command)
+
+
+def add_data_fold(commands: Commands) -> None:
+    """The command data fold."""
+    text = "copy the training sets as train and val, to choose settings without val"
+    parser = commands.add_parser("fold", help=text)
+    parser.add_argument("root", type=Path, help="folder of the mini sets")
+    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("--fold", type=int, choices=range(FOLDS), default=0)
+    parser.set_defaults(command=fold_command)
+
+
+def add_pretrain(commands: Commands) -> None:
+    """The command pretrain."""
+    text = "stage 0: warm the backbone on ImageNet pictures; run again to continue"
+    parser = commands.add_parser("pretrain", help=text)
+    images = "class folders, or zip files of them"
+    parser.add_argument("--images", nargs="+", type=Path, required=True, help=images)
+    parser.add_argument("--widths", choices=WIDTHS, default="mobilenetv2")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="file to write (default: data/weights/stage0_WIDTHS.pt)")
+    parser.set_defaults(command=pretrain_command)
+
+
+def add_bench(commands: Commands) -> None:
+    """The command bench."""
+    text = "images a second in training: the network alone, and with loading"
+    parser = commands.add_parser("bench", help=text, parents=[recipe_options()])
+    parser.set_defaults(command=bench_command, name=None)
+
+
+def add_log(commands: Commands) -> None:
+    """The command log."""
+    text = "add runs to figures/runs.csv, the log of what was tried"
+    parser = commands.add_parser("log", help=text)
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("note", help="what was tried")
+    parser.set_defaults(command=log_command)
+
+
+def add_study(commands: Commands) -> None:
+    """The command study."""
+    text = "the runs behind the evidence: baselines, remedies, memory sizes, seeds"
+    parser = commands.add_parser("study", help=text, parents=[recipe_options()])
+    parser.add_argument("--what", choices=STUDIES, required=True)
+    seeds = "one run of each kind for every seed (default: 0 1 2 for seeds, else 0)"
+    parser.add_argument("--seeds", type=int, nargs="+", help=seeds)
+    parser.set_defaults(command=study_command)
+
+
+def add_links(commands: Commands) -> None:
+    """The command links."""
+    text = "say where the project lies on GitHub: badges, and what Colab clones"
+    parser = commands.add_parser("links", help=text)
+    parser.add_argument("repository", metavar="OWNER/NAME")
+    parser.set_defaults(command=links_command)
+
+
+def add_publish(commands: Commands) -> None:
+    """The command publish."""
+    text = "remake README's results from figures/metrics.json"
+    parser = commands.add_parser("publish", help=text)
+    parser.add_argument("run", nargs="?", type=Path, help="first take over what this run folder holds")
+    parser.set_defaults(command=publish_command)

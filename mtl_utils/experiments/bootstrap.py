@@ -1,11 +1,13 @@
-"""How sure a metric is: the bootstrap over images, paired, since every run is read on the same draws of images.
+"""How sure a metric is: the bootstrap over images, paired, since every run is measured on the same resamples.
 
-B. Efron and R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 6 and 13. A draw is as many images as the
-set has, with replacement; the metric of a draw is computed as that of a set, from all its images together.
+B. Efron and R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 6 and 13. A resample is as many images as
+the set has, with replacement; its metric is computed as that of a set, from all its images together.
 """
 
 import contextlib
 import io
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,63 +15,100 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from mtl_utils.data import MiniSet
-from mtl_utils.evaluation import class_iou, coco_evaluation, confusion_matrix
+from mtl_utils.detection import MAX_DETECTIONS
+from mtl_utils.evaluation import (
+    MATCH_IOU,
+    Detections,
+    Predictions,
+    class_iou,
+    coco_evaluation,
+    confusion_matrix,
+    mean_ap,
+)
 from mtl_utils.tasks import VOC_CLASSES
 
 RESAMPLES = 1000
 LEVEL = 0.95  # of an interval
-STORED_SCALE = 10_000  # draws are stored as whole numbers of this fraction
+STORED_SCALE = 10_000  # metrics of resamples are stored as whole numbers of this fraction
 
 
-def resample_indices(images: int, draws: int = RESAMPLES) -> np.ndarray:
-    """Indices (draws, images) of the images of every draw: always the same ones for sets of the same size."""
-    return np.random.default_rng(0).integers(0, images, (draws, images))
+class Interval(NamedTuple):
+    """A confidence interval at level LEVEL."""
+
+    low: float
+    high: float
 
 
-def bootstrap_segmentation(dataset: MiniSet, masks: list[Tensor], indices: np.ndarray) -> np.ndarray:
-    """mIoU (draws,) of each draw."""
-    n = len(VOC_CLASSES)
-    truths = [target["mask"].as_subclass(Tensor) for _, target in dataset.samples]
-    each = torch.stack([confusion_matrix(t, m, n) for t, m in zip(truths, masks, strict=True)])
-    return np.array([class_iou(each[draw].sum(0)).nanmean().item() for draw in indices])
+def interval(values: np.ndarray) -> Interval:
+    """The percentile interval of the values (resamples,)."""
+    tail = (1 - LEVEL) / 2  # outside the interval at either end
+    low, high = np.quantile(values, [tail, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))
 
 
-def bootstrap_detection(dataset: MiniSet, detections: list[dict[str, Tensor]], indices: np.ndarray) -> np.ndarray:
-    """mAP@50 (draws,) of each draw, accumulated by COCOeval itself from its matches of each image."""
-    every = [[0, 1e10]]  # objects of any size
-    run = coco_evaluation(dataset, detections, iouThrs=[0.5], areaRng=every, areaRngLbl=["all"], maxDets=[100])
-    matches = np.array(run.evalImgs, dtype=object).reshape(-1, len(dataset))  # (C, images), images sorted by id
-    place = np.argsort(np.argsort(dataset.ids))  # of each image of the set among them
-    return np.array([accumulated(run, matches[:, place[draw]]) for draw in indices])
+def resample_indices(images: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """Indices (resamples, images) of the images of every resample: always the same ones for sets of the same size."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, images, (resamples, images))
 
 
-def accumulated(run: COCOeval, matches: np.ndarray) -> float:
-    """mAP@50 of the images whose matches are given, (C, images); one image may occur several times."""
+def bootstrap_metric(dataset: MiniSet, predictions: Predictions, resamples: int = RESAMPLES) -> np.ndarray:
+    """The task's metric (resamples,) on every resample, from the predictions of evaluation.predict_set."""
+    indices = resample_indices(len(dataset), resamples)
+    if dataset.task == "seg":
+        return bootstrap_segmentation(dataset, predictions, indices)
+    if dataset.task == "det":
+        return bootstrap_detection(dataset, predictions, indices)
+    return bootstrap_classification(dataset, predictions, indices)
+
+
+def bootstrap_segmentation(dataset: MiniSet, masks: Sequence[Tensor], indices: np.ndarray) -> np.ndarray:
+    """mIoU (resamples,) of masks (H, W), one an image, on resamples of these indices (resamples, images)."""
+    matrices = []
+    for (_, target), mask in zip(dataset.samples, masks, strict=True):
+        true = target["mask"].as_subclass(Tensor)
+        matrices.append(confusion_matrix(true, mask, len(VOC_CLASSES)))
+    by_image = torch.stack(matrices)  # (images, 21, 21)
+    values = []
+    for chosen in indices:
+        matrix = by_image[chosen].sum(0)
+        values.append(class_iou(matrix).nanmean().item())
+    return np.array(values)
+
+
+def bootstrap_detection(dataset: MiniSet, detections: Sequence[Detections], indices: np.ndarray) -> np.ndarray:
+    """mAP@50 (resamples,) on resamples of these indices, accumulated by COCOeval from its matches in each image."""
+    any_size = [[0, 1e10]]  # square pixels
+    run = coco_evaluation(
+        dataset,
+        detections,
+        iouThrs=[MATCH_IOU],
+        areaRng=any_size,
+        areaRngLbl=["all"],
+        maxDets=[MAX_DETECTIONS],
+    )
+    matches = np.array(run.evalImgs, dtype=object)
+    matches = matches.reshape(-1, len(dataset))  # (C, images), images sorted by id
+    column = np.argsort(np.argsort(dataset.ids))  # of each image of the set
+    values = [resampled_map(run, matches[:, column[chosen]]) for chosen in indices]
+    return np.array(values)
+
+
+def resampled_map(run: COCOeval, matches: np.ndarray) -> float:
+    """mAP@50 of the images whose matches (C, images) are given; one image may occur several times."""
     run.evalImgs = matches.ravel().tolist()
-    run.params.imgIds = run._paramsEval.imgIds = list(range(matches.shape[1]))
-    with contextlib.redirect_stdout(io.StringIO()):
+    image_ids = list(range(matches.shape[1]))  # new ones, since those of the set would occur several times
+    run.params.imgIds = image_ids
+    run._paramsEval.imgIds = image_ids
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         run.accumulate()
-    precision = run.eval["precision"][0, :, :, 0, 0]  # (101 recalls, C), -1 where a class has no object
-    means = [p.mean() for p in precision.T if (p > -1).any()]
-    return float(np.mean(means)) if means else 0.0
+    precision = run.eval["precision"]  # (1 overlap, 101 recalls, C, 1 size, 1 limit of detections)
+    return mean_ap(precision[0, :, :, 0, 0])
 
 
-def bootstrap_classification(dataset: MiniSet, probabilities: list[Tensor], indices: np.ndarray) -> np.ndarray:
-    """Top-1 (draws,) of each draw."""
-    truth = torch.stack([target["label"] for _, target in dataset.samples])
-    hits = (torch.stack(probabilities).argmax(1) == truth).double().numpy()
+def bootstrap_classification(dataset: MiniSet, probabilities: Sequence[Tensor], indices: np.ndarray) -> np.ndarray:
+    """Top-1 (resamples,) of class probabilities (C,), one an image, on resamples of these indices."""
+    labels = torch.stack([target["label"] for _, target in dataset.samples])  # (images,)
+    predicted = torch.stack(list(probabilities)).argmax(1)  # (images,)
+    hits = (predicted == labels).double().numpy()
     return hits[indices].mean(1)
-
-
-BOOTSTRAPS = {"seg": bootstrap_segmentation, "det": bootstrap_detection, "cls": bootstrap_classification}
-
-
-def bootstrap_metric(dataset: MiniSet, predictions: list, draws: int = RESAMPLES) -> np.ndarray:
-    """The task's metric (draws,) on every draw of images, from the predictions of evaluation.predict_set."""
-    return BOOTSTRAPS[dataset.task](dataset, predictions, resample_indices(len(dataset), draws))
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """The percentile interval of draws."""
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
+
+from mtl_utils.settings import Settings
+from mtl_utils.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -9,36 +13,43 @@ class Plan:
     """One run of a study: its name and what it changes in the profile's settings."""
 
     name: str
-    overrides: dict = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
 
 
 REPLAY = Plan("replay")  # the default, and the run whose stage 1 the others share
 NO_REPLAY = Plan("no-replay", {"replay_per_task": 0})
-NAIVE = Plan(
-    "naive", {"replay_per_task": 0, "stage0_distillation": 0.0, "freeze_trunk": False}
-)  # no remedy at all: the lower bound
-ALONE = [Plan("single-det", {"tasks": ["det"]}), Plan("single-cls", {"tasks": ["cls"]})]
-MEMORIES = [
+# no remedy at all: the lower bound
+NAIVE = Plan("naive", {"replay_per_task": 0, "stage0_distillation": 0.0, "freeze_trunk": False})
+# all tasks at once: the upper bound
+JOINT = Plan("joint", {"joint": True})
+
+# a task learned alone is the baseline of retention; stage 1 of the default is segmentation alone
+SINGLE_DET = Plan("single-det", {"tasks": ["det"]})
+SINGLE_CLS = Plan("single-cls", {"tasks": ["cls"]})
+SINGLE_TASK: dict[Task, Plan] = {"seg": REPLAY, "det": SINGLE_DET, "cls": SINGLE_CLS}
+
+LWF = Plan("lwf", {"replay_per_task": 0, "lwf_weight": 1.0})
+HAD = Plan("had", {"replay_per_task": 0, "had_weight": 1.0})
+EWC = Plan("ewc", {"replay_per_task": 0, "ewc_weight": 100.0})
+DERPP = Plan("der", {"derpp_weight": 0.5})
+REPLAY_AND_LWF = Plan("replay+lwf", {"lwf_weight": 1.0})
+
+# stored images a task: runs that change nothing else lie between the two ends
+BUFFER_SIZES = (10, 20, 60)
+BUFFER_ENDS = {0: NO_REPLAY, Settings().buffer_size: REPLAY}
+SELECTIONS = ("balanced", "random", "herding")
+SMALL_BUFFERS = [
     Plan(f"memory{size}-{selection}", {"buffer_size": size, "exemplar_selection": selection})
-    for size, selection in product((10, 20, 60), ("balanced", "random", "herding"))
+    for size, selection in product(BUFFER_SIZES, SELECTIONS)
 ]
-TEN_AND_TEACHER = [
-    Plan("memory10-lwf", {"buffer_size": 10, "lwf_weight": 1.0}),
-    Plan(
-        "memory10-lwf-draw2", {"buffer_size": 10, "lwf_weight": 1.0, "replay_per_task": 2}
-    ),  # not to learn ten by heart
-]
-STUDIES = {
-    "baselines": [REPLAY, NO_REPLAY, NAIVE, *ALONE, Plan("joint", {"joint": True})],
-    "remedies": [
-        REPLAY,
-        NO_REPLAY,
-        Plan("lwf", {"replay_per_task": 0, "lwf_weight": 1.0}),
-        Plan("had", {"replay_per_task": 0, "had_weight": 1.0}),
-        Plan("ewc", {"replay_per_task": 0, "ewc_weight": 100.0}),
-        Plan("der", {"derpp_weight": 0.5}),
-        Plan("replay+lwf", {"lwf_weight": 1.0}),
-    ],
-    "memory": [REPLAY, NO_REPLAY, *MEMORIES, *TEN_AND_TEACHER],
-    "seeds": [REPLAY, *ALONE],
+# ten stored images beside a teacher
+TEN_AND_LWF = Plan("memory10-lwf", {"buffer_size": 10, "lwf_weight": 1.0})
+# the same with fewer of them in a step, so that they are not learned by heart
+TEN_AND_LWF_BY_TWOS = Plan("memory10-lwf-draw2", {"buffer_size": 10, "lwf_weight": 1.0, "replay_per_task": 2})
+
+STUDIES: dict[str, list[Plan]] = {
+    "baselines": [REPLAY, NO_REPLAY, NAIVE, SINGLE_DET, SINGLE_CLS, JOINT],
+    "remedies": [REPLAY, NO_REPLAY, LWF, HAD, EWC, DERPP, REPLAY_AND_LWF],
+    "memory": [REPLAY, NO_REPLAY, *SMALL_BUFFERS, TEN_AND_LWF, TEN_AND_LWF_BY_TWOS],
+    "seeds": [REPLAY, SINGLE_DET, SINGLE_CLS],
 }

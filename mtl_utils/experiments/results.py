@@ -1,162 +1,347 @@
-"""The evidence: named sets of runs that differ in one thing each, run where they are missing, one JSON a run.
+"""The results of studies: one summary a run, and what several of them say together.
 
-All runs of a seed share the segmentation of stage 1, which nothing that is compared here touches: they begin with a
-copy of it, and with a replay buffer filled their own way.
+Retention is a run's final metric as a part of what the task reaches learned alone with the same seed. Every metric has
+been measured on the same resamples of the val images, so that ratios and differences are paired (see bootstrap.py).
 """
 
-import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mtl_utils.evaluation import StageMetrics, TaskMetrics
 from mtl_utils.experiments.bootstrap import STORED_SCALE, interval
-from mtl_utils.files import UserError
-from mtl_utils.forgetting import r_matrix
-from mtl_utils.tasks import METRIC_NAMES, TASKS
+from mtl_utils.experiments.plans import BUFFER_ENDS, REPLAY, SINGLE_TASK
+from mtl_utils.files import UserError, read_json
+from mtl_utils.forgetting import Drop, five_percent_rule, r_matrix
+from mtl_utils.settings import Settings
+from mtl_utils.tasks import METRIC_NAMES, TASKS, Task
+
+BUFFER_SETTINGS = {"buffer_size", "exemplar_selection"}  # what the runs of the buffer sizes change, and nothing else
+
+ValCurve = list[tuple[int, dict[Task, float]]]  # epochs of a stage with an evaluation, and the tasks' metrics then
 
 
-def read_results(folder: Path) -> list[dict]:
-    """The summaries of all runs of a profile."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+# ---- one run
 
 
-ALONE = {"seg": "replay", "det": "single-det", "cls": "single-cls"}  # the runs whose first stage is a task alone
-RETENTION_RULE = 0.95  # retention that the assignment asks for
+@dataclass(frozen=True)
+class RunSummary:
+    """One run of a study, as its JSON holds it."""
+
+    name: str  # of its plan
+    overrides: dict[str, Any]  # what it changes in the profile's settings
+    settings: Settings
+    data_fingerprint: str
+    initial_weights: str  # label of the starting weights
+    source: str  # which data
+    device: str  # "cuda" or "cpu"
+    minutes: dict[Task, float | None]  # of training, by stage
+    metrics: StageMetrics  # after each stage of every task learned by then: value and floor alone
+    val_curve: dict[Task, ValCurve]  # by stage
+    # a task's metric on every resample, as whole numbers of 1 / STORED_SCALE: by stage and task
+    bootstrap_draws: dict[Task, dict[Task, list[int]]]
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return self.settings.seed
+
+    @property
+    def last(self) -> Task:
+        """The last stage."""
+        return list(self.metrics)[-1]
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """R (3, 3), stages by row and tasks by column; NaN where a task was not measured."""
+        return r_matrix(self.metrics)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all three tasks were measured at the end."""
+        return not np.isnan(self.matrix[-1]).any()
+
+    @property
+    def changes_buffer_only(self) -> bool:
+        """Whether the run changes nothing but how many images are stored, and which."""
+        return set(self.overrides) == BUFFER_SETTINGS
+
+    def final(self, task: Task) -> float:
+        """The metric of a task after the last stage."""
+        return self.metrics[self.last][task].value
+
+    def floor(self, task: Task) -> float:
+        """What the trivial prediction of a task scores."""
+        return self.metrics[self.last][task].floor
+
+    def own_stage(self, task: Task) -> float:
+        """The metric of a task at the end of its own stage, NaN where it has none of its own, as in joint training."""
+        index = TASKS.index(task)
+        return float(self.matrix[index, index])
+
+    def resamples(self, stage: Task, task: Task) -> np.ndarray:
+        """The metric of a task after a stage on every resample (resamples,), in units of 1 / STORED_SCALE."""
+        return np.array(self.bootstrap_draws[stage][task], dtype=float)
+
+    def final_resamples(self, task: Task) -> np.ndarray:
+        """The metric of a task after the last stage on every resample (resamples,)."""
+        return self.resamples(self.last, task) / STORED_SCALE
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types, as a study's JSON holds them."""
+        metrics: dict[Task, dict[Task, dict[str, float]]] = {}
+        for stage, of_tasks in self.metrics.items():
+            metrics[stage] = {}
+            for task, result in of_tasks.items():
+                metrics[stage][task] = {result.name: result.value, "floor": result.floor}
+        return {
+            "name": self.name,
+            "overrides": self.overrides,
+            "settings": self.settings.as_dict(),
+            "data_fingerprint": self.data_fingerprint,
+            "initial_weights": self.initial_weights,
+            "source": self.source,
+            "device": self.device,
+            "minutes": self.minutes,
+            "metrics": metrics,
+            "val_curve": self.val_curve,
+            "bootstrap_draws": self.bootstrap_draws,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RunSummary":
+        """The inverse of as_dict. Raises KeyError or TypeError where a value is missing or unknown."""
+        metrics: StageMetrics = {}
+        for stage, of_tasks in values["metrics"].items():
+            metrics[stage] = {task: stored_metrics(task, stored) for task, stored in of_tasks.items()}
+        curves: dict[Task, ValCurve] = {}
+        for stage, points in values["val_curve"].items():
+            curves[stage] = [(epoch, scores) for epoch, scores in points]
+        settings = Settings(**values["settings"])
+        return cls(**(values | {"settings": settings, "metrics": metrics, "val_curve": curves}))
 
 
-def find(results: list[dict], name: str, seed: int) -> dict | None:
-    """The summary of one run, None where it has not been run."""
-    return next((r for r in results if r["name"] == name and r["settings"]["seed"] == seed), None)
+def stored_metrics(task: Task, values: dict[str, float]) -> TaskMetrics:
+    """A task's metrics as far as a study stores them: its value and its floor."""
+    return TaskMetrics(task, value=values[METRIC_NAMES[task]], floor=values["floor"], per_class={}, images=0)
 
 
-def matrix(result: dict) -> np.ndarray:
-    """The R matrix (3, 3) of a run, NaN where a task was not measured."""
-    return r_matrix({"stages": {stage: {"metrics": tasks} for stage, tasks in result["metrics"].items()}})
+def read_results(folder: Path) -> list[RunSummary]:
+    """The summaries of all runs of a profile. Raises UserError for the first that is damaged."""
+    remedy = "delete it and run the study again"
+    results = []
+    for path in sorted(folder.glob("*.json")):
+        values = read_json(path, remedy)
+        try:
+            results.append(RunSummary.from_dict(values))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error!r}): {remedy}.") from error
+    return results
 
 
-def retention(results: list[dict], result: dict, task: str) -> tuple[float, np.ndarray] | None:
-    """Final metric over the single-task baseline of the same seed, and the same on every draw of images (draws,).
+# ---- which runs there are
 
-    Both are read on the same draws (paired). None without a baseline; a draw in which the baseline is 0 is NaN.
+
+def runs_named(results: Iterable[RunSummary], name: str) -> list[RunSummary]:
+    """The runs of a name, one a seed."""
+    return [run for run in results if run.name == name]
+
+
+def find_run(results: Iterable[RunSummary], name: str, seed: int) -> RunSummary | None:
+    """One run, None where it has not been made."""
+    for run in results:
+        if run.name == name and run.seed == seed:
+            return run
+    return None
+
+
+def run_names(results: list[RunSummary]) -> list[str]:
+    """The names of all runs that measured every task: the default first, the others from the best average down."""
+    averages: dict[str, list[float]] = {}
+    for run in results:
+        if run.is_complete:
+            average = run.matrix[-1].mean()
+            averages.setdefault(run.name, []).append(average)
+
+    def place(name: str) -> tuple[bool, float]:
+        return name != REPLAY.name, -float(np.mean(averages[name]))
+
+    return sorted(averages, key=place)
+
+
+def remedies(results: list[RunSummary]) -> list[str]:
+    """The names of the runs that differ in more than the replay buffer's images, and of those with and without any."""
+    buffer_runs = {run.name for run in results if run.changes_buffer_only}
+    return [name for name in run_names(results) if name not in buffer_runs]
+
+
+def memory_sizes(results: list[RunSummary]) -> dict[str, dict[int, str]]:
+    """The runs that differ in the replay buffer's images alone: {selection: {stored images a task: name}}.
+
+    All selections have the same ends: no replay, and the default, which stores everything.
     """
-    alone = find(results, ALONE[task], result["settings"]["seed"])
-    last = list(result["metrics"])[-1]
-    if alone is None or task not in result["metrics"][last]:
-        return None
-    baseline = alone["metrics"][task][task][METRIC_NAMES[task]]
-    final, base = (np.array(r["bootstrap_draws"][stage][task], float) for r, stage in ((result, last), (alone, task)))
-    ratio = np.divide(final, base, out=np.full_like(final, np.nan), where=base > 0)
-    return result["metrics"][last][task][METRIC_NAMES[task]] / baseline, ratio
+    names = run_names(results)
+    ends = {size: plan.name for size, plan in BUFFER_ENDS.items() if plan.name in names}
+    by_selection: dict[str, dict[int, str]] = {}
+    for run in results:
+        if run.changes_buffer_only:
+            runs = by_selection.setdefault(run.settings.exemplar_selection, {})
+            runs[run.settings.buffer_size] = run.name
+    if not by_selection:
+        by_selection["balanced"] = {}
+    sizes = {}
+    for selection, runs in sorted(by_selection.items()):
+        sizes[selection] = dict(sorted((runs | ends).items()))
+    return sizes
 
 
-def alone_values(results: list[dict], seed: int) -> dict[str, float]:
-    """The metric of each task learned alone with a seed, as far as it has been run."""
-    runs = {task: find(results, name, seed) for task, name in ALONE.items()}
-    return {task: r["metrics"][task][task][METRIC_NAMES[task]] for task, r in runs.items() if r}
+def same_seeds(results: list[RunSummary], names: Iterable[str]) -> list[RunSummary]:
+    """The results of the seeds that all of these runs share: other seeds would set them apart by luck alone."""
+    shared = {run.seed for run in results}
+    for name in names:
+        shared &= {run.seed for run in runs_named(results, name)}
+    return [run for run in results if run.seed in shared]
 
 
-def mean_retention(results: list[dict], name: str, task: str) -> tuple[float, float, float, int] | None:
-    """Mean retention of a run over its seeds, the interval of that mean over draws of images, and how many seeds."""
-    found = [retention(results, r, task) for r in results if r["name"] == name]
-    found = [pair for pair in found if pair is not None]
-    if not found:
-        return None
-    draws = np.mean([draws for _, draws in found], axis=0)
-    return float(np.mean([value for value, _ in found])), *interval(draws[~np.isnan(draws)]), len(found)
+def stage_offsets(run: RunSummary) -> dict[Task, int]:
+    """How many epochs of a run lie before each of its stages."""
+    offsets = {}
+    before = 0
+    for stage in run.val_curve:
+        offsets[stage] = before
+        before += run.settings.epochs[stage]
+    return offsets
 
 
-def seed_pairs(results: list[dict], one: str, other: str) -> list[tuple[dict, dict]]:
-    """The runs of two kinds with the same seed. Raises UserError where there is none."""
-    pairs = [(a, find(results, other, a["settings"]["seed"])) for a in results if a["name"] == one]
-    pairs = [(a, b) for a, b in pairs if b]
+# ---- final metrics and their differences
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its interval over resamples of images."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def leaves_out_zero(self) -> bool:
+        """Whether the interval lies on one side of 0."""
+        return self.low > 0 or self.high < 0
+
+
+def final_scores(results: list[RunSummary], name: str, task: Task) -> dict[int, Estimate]:
+    """The final metric of a run by its seeds, in order."""
+    by_seed = {run.seed: run for run in runs_named(results, name)}
+    scores = {}
+    for seed, run in sorted(by_seed.items()):
+        low, high = interval(run.final_resamples(task))
+        scores[seed] = Estimate(run.final(task), low, high)
+    return scores
+
+
+def seed_pairs(results: list[RunSummary], one: str, other: str) -> list[tuple[RunSummary, RunSummary]]:
+    """The runs of two names with the same seed. Raises UserError where there is none."""
+    pairs = []
+    for run in runs_named(results, one):
+        partner = find_run(results, other, run.seed)
+        if partner is not None:
+            pairs.append((run, partner))
     if not pairs:
         raise UserError(f"There is no seed that both {one} and {other} were run with: see `python -m mtl_utils study`.")
     return pairs
 
 
-def difference(results: list[dict], one: str, other: str, task: str) -> tuple[float, float, float]:
-    """How much higher the final metric of one run is than another's, and the interval of that, in the metric's units.
+def difference(results: list[RunSummary], one: str, other: str, task: Task) -> Estimate:
+    """How much higher the final metric of one run is than another's: the mean over the seeds that both have.
 
-    The mean over the seeds that both have, on the same draws of images (paired). Raises UserError where there is none.
+    Raises UserError where there is no such seed.
     """
-    pairs = seed_pairs(results, one, other)
-    index = TASKS.index(task)
-    value = np.mean([matrix(a)[-1, index] - matrix(b)[-1, index] for a, b in pairs])
-    draws = np.mean([final_resamples(a, task) - final_resamples(b, task) for a, b in pairs], axis=0)
-    return float(value), *interval(draws)
+    values = []
+    resamples = []
+    for run, partner in seed_pairs(results, one, other):
+        values.append(run.final(task) - partner.final(task))
+        resamples.append(run.final_resamples(task) - partner.final_resamples(task))
+    low, high = interval(np.mean(resamples, axis=0))
+    return Estimate(float(np.mean(values)), low, high)
 
 
-def final_resamples(result: dict, task: str) -> np.ndarray:
-    """The final metric of a run on every draw of images: (draws,)."""
-    return np.array(result["bootstrap_draws"][list(result["metrics"])[-1]][task]) / STORED_SCALE
+# ---- retention and the 5 % rule
 
 
-def final_scores(results: list[dict], name: str, task: str) -> dict[int, tuple[float, float, float]]:
-    """The final metric of a run by its seeds, each with its interval over draws of images."""
-    found = {}
-    for result in sorted(results, key=lambda r: r["settings"]["seed"]):
-        if result["name"] == name:
-            last = list(result["metrics"])[-1]
-            value = result["metrics"][last][task][METRIC_NAMES[task]]
-            found[result["settings"]["seed"]] = (value, *interval(final_resamples(result, task)))
-    return found
+@dataclass(frozen=True)
+class Retention(Estimate):
+    """Final metric as a part of the task alone: the mean over seeds."""
+
+    seeds: int  # that have a single-task baseline
 
 
-def stage_offsets(results: list[dict], name: str, seed: int) -> dict[str, int]:
-    """How many epochs of a run lie before each of its stages."""
-    result, before = find(results, name, seed), 0
-    found = {}
-    for stage in result["val_curve"]:
-        found[stage] = before
-        before += result["settings"]["epochs"][stage]
-    return found
+def single_task_run(results: Iterable[RunSummary], seed: int, task: Task) -> RunSummary | None:
+    """The run of a seed whose first stage is this task alone, None where it has not been made."""
+    return find_run(results, SINGLE_TASK[task].name, seed)
 
 
-def forgetting_numbers(result: dict) -> dict[str, float]:
-    """BWT and forgetting of a run with all three stages."""
-    r = matrix(result)
-    earlier = range(len(TASKS) - 1)
-    return {
-        "BWT": float(np.mean([r[-1, j] - r[j, j] for j in earlier])),
-        "forgetting": float(np.mean([np.nanmax(r[:, j]) - r[-1, j] for j in earlier])),
-    }
+def alone_values(results: list[RunSummary], seed: int) -> dict[Task, float]:
+    """The metric of each task learned alone with a seed, as far as it has been run."""
+    values = {}
+    for task in TASKS:
+        single = single_task_run(results, seed, task)
+        if single is not None:
+            values[task] = single.own_stage(task)
+    return values
 
 
-def names_of(results: list[dict]) -> list[str]:
-    """The names of all runs that measured every task: the default first, the others from the best average down."""
-    averages: dict[str, list[float]] = {}
-    for result in results:
-        if not np.isnan(matrix(result)[-1]).any():
-            averages.setdefault(result["name"], []).append(matrix(result)[-1].mean())
-    return sorted(averages, key=lambda name: (name != "replay", -np.mean(averages[name])))
+def mean_retention(results: list[RunSummary], name: str, task: Task) -> Retention | None:
+    """Mean retention of a task over the seeds of a run; None where no seed has a single-task baseline above 0."""
+    values = []
+    resamples = []
+    for run in runs_named(results, name):
+        single = single_task_run(results, run.seed, task)
+        if single is None or task not in run.metrics[run.last] or not single.own_stage(task):
+            continue
+        values.append(run.final(task) / single.own_stage(task))
+        final = run.resamples(run.last, task)
+        baseline = single.resamples(task, task)
+        # NaN where the baseline is 0 on a resample
+        ratio = np.divide(final, baseline, out=np.full_like(final, np.nan), where=baseline > 0)
+        resamples.append(ratio)
+    if not values:
+        return None
+    mean = np.mean(resamples, axis=0)  # (resamples,)
+    low, high = interval(mean[~np.isnan(mean)])
+    return Retention(float(np.mean(values)), low, high, len(values))
 
 
-def remedies(results: list[dict]) -> list[str]:
-    """The names of the runs that differ in more than the size of the memory, and of those with and without any."""
-    pure = {r["name"] for r in results if varies_memory(r)}
-    return [name for name in names_of(results) if name not in pure]
+def five_percent_drop(results: list[RunSummary], name: str, task: Task) -> Drop | None:
+    """The 5 % rule for a task in the mean over the seeds of a run, in parts of each seed's larger baseline.
+
+    None while a seed lacks its single-task baseline: the seeds that have theirs may be the lucky ones.
+    """
+    runs = runs_named(results, name)
+    alone = [alone_values(results, run.seed).get(task, 0.0) for run in runs]
+    if not all(alone):
+        return None
+    drops = [ratio_drop(task, runs, alone)]
+    own = [run.own_stage(task) for run in runs]
+    if all(value > 0 for value in own):  # NaN is not
+        drops.append(ratio_drop(task, runs, own))
+    return min(drops, key=lambda drop: drop.final)  # the larger baseline leaves the smaller part
 
 
-def varies_memory(result: dict) -> bool:
-    """Whether a run changes nothing but how many images are stored, and which."""
-    return set(result["overrides"]) == {"buffer_size", "exemplar_selection"}
+def ratio_drop(task: Task, runs: list[RunSummary], baselines: list[float]) -> Drop:
+    """The 5 % rule for the mean over seeds, final metric and floor as parts of the seeds' baselines, one a run."""
+    finals = [run.final(task) / baseline for run, baseline in zip(runs, baselines, strict=True)]
+    floors = [run.floor(task) / baseline for run, baseline in zip(runs, baselines, strict=True)]
+    return five_percent_rule(task, float(np.mean(finals)), [1.0], float(np.mean(floors)))
 
 
-def memory_sizes(results: list[dict]) -> dict[str, dict[int, str]]:
-    """The runs that differ in memory alone: {selection: {stored images a task: name}}; the ends are common to all."""
-    names = names_of(results)
-    ends = {size: name for size, name in {0: "no-replay", 240: "replay"}.items() if name in names}
-    found: dict[str, dict[int, str]] = {}
-    for result in results:
-        if varies_memory(result):
-            found.setdefault(result["overrides"]["exemplar_selection"], {})[result["overrides"]["buffer_size"]] = (
-                result["name"]
-            )
-    return {way: dict(sorted((runs | ends).items())) for way, runs in sorted((found or {"balanced": {}}).items())}
-
-
-def same_seeds(results: list[dict], names: Iterable[str]) -> list[dict]:
-    """The results of the seeds that all of these runs share: other seeds would make them look unlike by their luck."""
-    seeds = [{r["settings"]["seed"] for r in results if r["name"] == name} for name in names]
-    return [r for r in results if all(r["settings"]["seed"] in of_name for of_name in seeds)]
+def passes(results: list[RunSummary], name: str) -> bool | None:
+    """Whether a run passes the 5 % rule in all tasks; None while a baseline is missing."""
+    drops = [five_percent_drop(results, name, task) for task in TASKS]
+    known = [drop for drop in drops if drop is not None]
+    if len(known) < len(TASKS):
+        return None
+    return all(drop.passed for drop in known)

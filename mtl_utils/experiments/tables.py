@@ -1,107 +1,194 @@
 """Tables of results: the stage by task matrix, the drops, and the runs of a study, all for display."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 
+from mtl_utils.evaluation import StageMetrics
 from mtl_utils.experiments.results import (
-    RETENTION_RULE,
+    Estimate,
+    Retention,
+    RunSummary,
     difference,
-    forgetting_numbers,
-    matrix,
     mean_retention,
-    names_of,
+    passes,
+    run_names,
+    runs_named,
     seed_pairs,
 )
-from mtl_utils.forgetting import drops, floors, r_matrix, verdict_text
-from mtl_utils.tasks import METRIC_NAMES, TASKS
+from mtl_utils.forgetting import Drop, drops, floors, forgetting_numbers, r_matrix, verdict_text
+from mtl_utils.tasks import METRIC_NAMES, TASKS, Task
+
+MISSING = "–"  # a number that cannot be given
+
+# ---- one run
 
 
-def stage_table(metrics: dict) -> pd.DataFrame:
+def stage_table(metrics: StageMetrics) -> pd.DataFrame:
     """The R matrix with the trivial floors, three digits, for display."""
+    rows = [f"after stage {number}" for number, _ in enumerate(TASKS, 1)]
     columns = [METRIC_NAMES[task] for task in TASKS]
-    rows = [f"after stage {i + 1}" for i in range(len(TASKS))]
     table = pd.DataFrame(r_matrix(metrics), index=rows, columns=columns)
     floor = floors(metrics)
     table.loc["trivial floor"] = [floor.get(task, np.nan) for task in TASKS]
-    return table.map(lambda v: "" if np.isnan(v) else f"{v:.3f}")
+    return table.map(three_digits)
 
 
-def forgetting_table(metrics: dict) -> pd.DataFrame:
-    """The drops for display, with both readings of the 5 % rule."""
-    rows = {
-        METRIC_NAMES[d["task"]]: {
-            "baseline": f"{d['baseline']:.4f}",
-            "final": f"{d['final']:.4f}",
-            "drop": f"{d['drop']:+.4f}",
-            "drop, % of baseline": f"{100 * d['drop'] / d['baseline']:+.1f}" if d["baseline"] else "-",
-            "within 5 points": verdict_text(d["points"]),
-            "within 5 % of baseline": verdict_text(d["relative"]),
-        }
-        for d in drops(metrics)
-    }
+def three_digits(value: float) -> str:
+    """A metric as text; nothing for NaN."""
+    return "" if np.isnan(value) else f"{value:.3f}"
+
+
+def forgetting_table(metrics: StageMetrics) -> pd.DataFrame:
+    """The drops for display, with both readings of the 5 % rule. Raises UserError while a stage is missing."""
+    rows = {METRIC_NAMES[drop.task]: drop_row(drop) for drop in drops(metrics)}
     return pd.DataFrame(rows).T
 
 
-def differences_table(results: list[dict], pairs: list[tuple[str, str]]) -> pd.DataFrame:
+def drop_row(drop: Drop) -> dict[str, str]:
+    """One row of the table."""
+    relative = f"{100 * drop.drop / drop.baseline:+.1f}" if drop.baseline else "-"
+    return {
+        "baseline": f"{drop.baseline:.4f}",
+        "final": f"{drop.final:.4f}",
+        "drop": f"{drop.drop:+.4f}",
+        "drop, % of baseline": relative,
+        "within 5 points": verdict_text(drop.within_points),
+        "within 5 % of baseline": verdict_text(drop.within_relative),
+    }
+
+
+# ---- differences between runs
+
+
+def differences_table(results: list[RunSummary], pairs: list[tuple[str, str]]) -> pd.DataFrame:
     """One row a pair of runs: how much higher the first one's final metrics are; a star marks an interval without 0."""
     rows = {f"{one} − {other}": difference_row(results, one, other) for one, other in pairs}
     return pd.DataFrame(rows).T
 
 
-def difference_row(results: list[dict], one: str, other: str) -> dict[str, str]:
+def difference_row(results: list[RunSummary], one: str, other: str) -> dict[str, str]:
     """One row of the table."""
-    found = {METRIC_NAMES[task]: difference(results, one, other, task) for task in TASKS}
-    star = {name: " *" * (low > 0 or high < 0) for name, (_, low, high) in found.items()}
-    cells = {name: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*numbers) + star[name] for name, numbers in found.items()}
-    return {"seeds": str(len(seed_pairs(results, one, other))), **cells}
-
-
-def evidence_table(results: list[dict]) -> pd.DataFrame:
-    """One row a kind of run: final metrics (mean over seeds), retention with its interval, and the other numbers."""
-    rows = {name: table_row(results, name) for name in names_of(results)}
-    return pd.DataFrame(rows).T
-
-
-def seeds_table(results: list[dict], name: str) -> pd.DataFrame:
-    """One row a seed of a kind of run, held against the tasks alone of that seed: what a single run would have said."""
-    seeds = sorted(r["settings"]["seed"] for r in results if r["name"] == name)
-    rows = {seed: table_row([r for r in results if r["settings"]["seed"] == seed], name) for seed in seeds}
-    return pd.DataFrame(rows).T.drop(columns="seeds").rename_axis("seed")
-
-
-def table_row(results: list[dict], name: str) -> dict[str, str]:
-    """One row of the table."""
-    runs = [r for r in results if r["name"] == name]
-    row = {"seeds": str(len(runs))}
-    kept = {task: mean_retention(results, name, task) for task in TASKS}
-    for j, task in enumerate(TASKS):
-        values = [matrix(r)[-1, j] for r in runs]
-        row[METRIC_NAMES[task]] = f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if runs[1:] else "")
-        row[f"{METRIC_NAMES[task]}, % of alone"] = percent(kept[task], len(runs)) if kept[task] else "–"
-    row["5 % rule"] = rule(runs, kept)
-    row["average"] = f"{np.mean([matrix(r)[-1].mean() for r in runs]):.3f}"
-    row["gain, %"] = f"{100 * (np.mean([k[0] for k in kept.values()]) - 1):+.1f}" if all(kept.values()) else "–"
-    if all(len(r["metrics"]) == len(TASKS) for r in runs):
-        numbers = [forgetting_numbers(r) for r in runs]
-        row |= {key: f"{np.mean([n[key] for n in numbers]):+.3f}" for key in ("BWT", "forgetting")}
+    seeds = len(seed_pairs(results, one, other))
+    row = {"seeds": str(seeds)}
+    for task in TASKS:
+        estimate = difference(results, one, other, task)
+        row[METRIC_NAMES[task]] = difference_text(estimate)
     return row
 
 
-def rule(runs: list[dict], kept: dict[str, tuple | None]) -> str:
-    """PASS where a kind of run keeps 95 % of every task, of the task alone and of its value at its own stage.
-
-    Nothing is said while a seed lacks one of its baselines: the seeds that have theirs may be the lucky ones.
-    """
-    if not all(k and k[3] == len(runs) for k in kept.values()):
-        return "–"
-    diagonals = [np.diag(matrix(r)) for r in runs]
-    own = np.mean([matrix(r)[-1] / np.where(d > 0, d, np.nan) for r, d in zip(runs, diagonals, strict=True)], axis=0)
-    return verdict_text(all(k[0] >= RETENTION_RULE for k in kept.values()) and not (own < RETENTION_RULE).any())
+def difference_text(estimate: Estimate) -> str:
+    """A difference with its interval."""
+    text = f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+    return f"{text} *" if estimate.leaves_out_zero else text
 
 
-def percent(kept: tuple[float, float, float, int], runs: int) -> str:
-    """Retention in per cent with its interval, and of how many seeds, where not all runs have a baseline."""
-    value, low, high, seeds = kept
-    of = "" if seeds == runs else f" (of {seeds})"
+# ---- the runs of a study
+
+
+def evidence_table(results: list[RunSummary]) -> pd.DataFrame:
+    """One row a run: final metrics (mean over seeds), retention with its interval, and the other numbers."""
+    rows = {name: table_row(results, name) for name in run_names(results)}
+    return pd.DataFrame(rows).T
+
+
+def seeds_table(results: list[RunSummary], name: str) -> pd.DataFrame:
+    """One row a seed of a run, against the tasks alone of that seed: the verdict of every single run."""
+    rows = {}
+    for seed in sorted(run.seed for run in runs_named(results, name)):
+        of_seed = [run for run in results if run.seed == seed]
+        rows[seed] = table_row(of_seed, name)
+    table = pd.DataFrame(rows).T
+    return table.drop(columns="seeds").rename_axis("seed")
+
+
+def table_row(results: list[RunSummary], name: str) -> dict[str, str]:
+    """One row of the table."""
+    return row_text(summary_row(results, name))
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """The numbers of one run over its seeds; None where they cannot be given."""
+
+    finals: dict[Task, list[float]]  # the final metric of each seed
+    retention: dict[Task, Retention | None]
+    passed: bool | None  # the 5 % rule
+    average: float  # of the final metrics
+    gain: float | None  # mean retention of all tasks, less 1
+    forgetting: dict[str, float]  # BWT and forgetting, of runs with all three stages
+
+    @property
+    def seeds(self) -> int:
+        """How many runs there are."""
+        return len(self.finals[TASKS[0]])
+
+
+def summary_row(results: list[RunSummary], name: str) -> SummaryRow:
+    """The numbers of a run whose seeds measured all three tasks."""
+    runs = runs_named(results, name)
+    finals = {}
+    retention = {}
+    for task in TASKS:
+        finals[task] = [run.final(task) for run in runs]
+        retention[task] = mean_retention(results, name, task)
+    return SummaryRow(
+        finals=finals,
+        retention=retention,
+        passed=passes(results, name),
+        average=float(np.mean([run.matrix[-1].mean() for run in runs])),
+        gain=mean_gain(retention),
+        forgetting=mean_forgetting(runs),
+    )
+
+
+def mean_gain(retention: dict[Task, Retention | None]) -> float | None:
+    """The mean gain over the tasks alone, as a part of them; None while a task has no baseline."""
+    values = [kept.value for kept in retention.values() if kept is not None]
+    if len(values) < len(TASKS):
+        return None
+    return float(np.mean(values)) - 1
+
+
+def mean_forgetting(runs: list[RunSummary]) -> dict[str, float]:
+    """BWT and forgetting, means over seeds; nothing where a run has fewer than three stages."""
+    if any(len(run.metrics) < len(TASKS) for run in runs):
+        return {}
+    numbers = [forgetting_numbers(run.matrix) for run in runs]
+    means = {}
+    for key in ("BWT", "forgetting"):
+        means[key] = float(np.mean([of_run[key] for of_run in numbers]))
+    return means
+
+
+def row_text(row: SummaryRow) -> dict[str, str]:
+    """A row of numbers as text; columns that do not apply are left out."""
+    text = {"seeds": str(row.seeds)}
+    for task in TASKS:
+        name = METRIC_NAMES[task]
+        text[name] = mean_text(row.finals[task])
+        text[f"{name}, % of alone"] = retention_text(row.retention[task], row.seeds)
+    text["5 % rule"] = MISSING if row.passed is None else verdict_text(row.passed)
+    text["average"] = f"{row.average:.3f}"
+    text["gain, %"] = MISSING if row.gain is None else f"{100 * row.gain:+.1f}"
+    for key, value in row.forgetting.items():
+        text[key] = f"{value:+.3f}"
+    return text
+
+
+def mean_text(values: list[float]) -> str:
+    """Mean, and standard deviation where there are several values."""
+    mean = f"{np.mean(values):.3f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {np.std(values, ddof=1):.3f}"
+
+
+def retention_text(retention: Retention | None, seeds: int) -> str:
+    """Retention in per cent with its interval, and of how many seeds, where not all have a baseline."""
+    if retention is None:
+        return MISSING
     # a decimal, since the rule cuts at 95
-    return f"{100 * value:.1f} [{100 * low:.0f}, {100 * high:.0f}]{of}"
+    text = f"{100 * retention.value:.1f} [{100 * retention.low:.0f}, {100 * retention.high:.0f}]"
+    return text if retention.seeds == seeds else f"{text} (of {retention.seeds})"

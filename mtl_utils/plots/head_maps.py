@@ -1,60 +1,77 @@
-"""The channels of the head's output map for one image, beside the answers that are read from them."""
+"""The channels of the head's output map for one image, beside the predictions that are read from them."""
+
+import math
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
-from torchvision import tv_tensors
 
+from mtl_utils.detection import CONFIDENCE, STRIDE
 from mtl_utils.evaluation import predict
-from mtl_utils.model import UnifiedModel
-from mtl_utils.plots.pictures import draw_answers, draw_mask
+from mtl_utils.model import UnifiedModel, split_channels
+from mtl_utils.plots.pictures import draw_mask, draw_predictions
 from mtl_utils.plots.style import TASK_COLOURS
-from mtl_utils.tasks import Classes
-from mtl_utils.transforms import Letterbox, collate
+from mtl_utils.tasks import Classes, Task
+from mtl_utils.transforms import Letterbox, to_batch
 
 
 @torch.inference_mode()
-def head_maps(model: UnifiedModel, image: tv_tensors.Image, size: int) -> tuple[Tensor, ...]:
-    """The slices of the head's map for one letterboxed image, without the padding: each (channels, h, w)."""
-    batch, _ = collate([(image, {"label": torch.tensor(0)})], Letterbox(size), "cls")
-    grid = model.head[-1](model.eval().head_features(batch.to(next(model.parameters()).device))).float()[0].cpu()
-    height, width = (-(-side * grid.shape[-1] // size) for side in Letterbox(size).content(image.shape[-2:]))
-    return grid[:, :height, :width].split(model.head.split)
+def head_maps(model: UnifiedModel, image: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The slices of the head's map for one letterboxed image, without the padding: each (channels, h, w) float32.
+
+    `image` is (3, H, W) uint8. Returns detection, segmentation and classification.
+    """
+    letterbox = Letterbox(size)
+    device = next(model.parameters()).device
+    batch = to_batch([image], letterbox).to(device)
+    features = model.eval().features(batch)
+    grid = model.head(features).float().cpu()  # (1, 5 + C_det + 21 + C_cls, size / 8, size / 8)
+    height, width = letterbox.content(image.shape[-2:])
+    rows = math.ceil(height / STRIDE)  # a cell that holds a part of the image counts
+    columns = math.ceil(width / STRIDE)
+    channels = split_channels(grid[:, :, :rows, :columns], model.head.split)
+    return channels["det"][0], channels["seg"][0], channels["cls"][0]
 
 
-def map_contents(model: UnifiedModel, image: tv_tensors.Image, sizes: dict[str, int], classes: Classes) -> Figure:
-    """What the map says about one image: each task's slice cell by cell, above the answer that is read off it."""
-    size = sizes["det"]
-    detection, segmentation, classification = head_maps(model, image, size)
-    answers = {task: predict(model, task, [image], sizes[task])[0] for task in sizes}
+def map_contents(model: UnifiedModel, image: Tensor, sizes: dict[Task, int], classes: Classes) -> Figure:
+    """What the map holds for one image: each task's slice cell by cell, above the prediction that is read from it."""
+    detection, segmentation, classification = head_maps(model, image, sizes["det"])
+    predictions = {}
+    for task, size in sizes.items():
+        predictions[task] = predict(model, task, [image], size)[0]
+    names = classes.names("cls")
+    best = int(predictions["cls"].argmax())
     figure, axes = plt.subplots(2, 3, figsize=(9.6, 5.2), layout="constrained")
-    best = int(answers["cls"].argmax())
-    draw_cells(axes[0, 0], detection[4].sigmoid(), "detection: is an object here?")
-    draw_mask(axes[0, 1], segmentation.argmax(0).byte())
-    axes[0, 1].set_title("segmentation: the best class of each cell", fontsize=9)
-    draw_cells(axes[0, 2], classification.softmax(0)[best], f"classification: {classes.names('cls')[best]} here?")
-    for axis in axes[0]:
+    slices, results = axes  # a row of three each
+
+    confidence = detection[CONFIDENCE].sigmoid()  # (h, w)
+    draw_cells(slices[0], confidence, "detection: is an object here?")
+    draw_mask(slices[1], segmentation.argmax(0).byte())
+    slices[1].set_title("segmentation: the best class of each cell", fontsize=9)
+    probabilities = classification.softmax(0)  # (C, h, w)
+    draw_cells(slices[2], probabilities[best], f"classification: {names[best]} here?")
+    for axis in slices:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(True)
+
     picture = image.as_subclass(Tensor)
-    draw_answers(axes[1, 0], picture, {"det": answers["det"]}, classes)
-    draw_answers(axes[1, 1], picture, {"seg": answers["seg"]}, classes)
-    draw_probabilities(axes[1, 2], answers["cls"].numpy(), list(classes.names("cls")))
+    draw_predictions(results[0], picture, {"det": predictions["det"]}, classes)
+    draw_predictions(results[1], picture, {"seg": predictions["seg"]}, classes)
+    draw_probabilities(results[2], predictions["cls"], names)
     return figure
 
 
 def draw_cells(axis: Axes, values: Tensor, title: str) -> None:
-    """A map (h, w) of probabilities, the highest black; the title says how high that is."""
+    """A map (h, w) of probabilities, the highest black; the title gives the highest."""
     axis.imshow(values.numpy(), cmap="Greys", vmin=0)
     axis.set_title(f"{title} (black: {values.max():.2f})", fontsize=9)
 
 
-def draw_probabilities(axis: Axes, values: np.ndarray, names: list[str]) -> None:
-    """The probability of every class as a bar."""
-    axis.barh(names, values, color=TASK_COLOURS["cls"])
+def draw_probabilities(axis: Axes, values: Tensor, names: list[str]) -> None:
+    """The probability (C,) of every class as a bar."""
+    axis.barh(names, values.numpy(), color=TASK_COLOURS["cls"])
     axis.set(xlim=(0, 1), xlabel="probability")
-    axis.invert_yaxis()
+    axis.invert_yaxis()  # the first class at the top
     axis.tick_params(axis="y", labelsize=8, length=0)

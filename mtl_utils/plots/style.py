@@ -1,7 +1,7 @@
-"""One look for every figure.
+"""One style for every figure.
 
-Colours are those of Okabe and Ito, told apart by colour-blind readers; line styles and hatches tell the tasks apart in
-grey as well. Figures are shown inline and saved under their name by `show`.
+Colours are those of Okabe and Ito, told apart by colour-blind readers; line styles and markers tell the tasks apart in
+grey as well. A notebook shows its figures inline and saves them by the function that `figure_saver` makes.
 """
 
 import io
@@ -13,40 +13,57 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image
 
-TASK_COLOURS = {"seg": "#0072B2", "det": "#D55E00", "cls": "#009E73"}
-TASK_LINES = {"seg": "-", "det": "--", "cls": "-."}
-TASK_MARKS = {"seg": "o", "det": "s", "cls": "^"}
-HEAVY = 100_000  # bytes from which a picture is stored with 256 colours: photographs as PNG are large
-STYLE = {"figure.dpi": 80, "savefig.dpi": 80, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+from mtl_utils.files import write_atomically
+from mtl_utils.tasks import Task
+
+TASK_COLOURS: dict[Task, str] = {"seg": "#0072B2", "det": "#D55E00", "cls": "#009E73"}
+TASK_LINES: dict[Task, str] = {"seg": "-", "det": "--", "cls": "-."}
+TASK_MARKS: dict[Task, str] = {"seg": "o", "det": "s", "cls": "^"}
+SMALLEST_TEXT = 8  # points: smaller text cannot be read in a notebook
+MAX_TRUE_COLOUR = 100_000  # bytes; a larger PNG, which holds photographs, is stored with 256 colours
+STYLE = {
+    "figure.dpi": 80,
+    "savefig.dpi": 80,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}  # matplotlib's rcParams
 
 
 def use_style() -> None:
-    """Set the project's look for all figures that follow."""
+    """Set the project's style for all figures that follow."""
     sns.set_theme(style="ticks", rc=STYLE)
 
 
 def figure_saver(folder: Path, source: object) -> Callable[[Figure, str], None]:
     """A function show(figure, name): say which data a figure rests on, save it as folder/name.png and display it."""
-    from IPython.display import Image as Shown
-    from IPython.display import display
+    from IPython import display as notebook  # here, so that everything else works without Jupyter
 
     use_style()
 
     def show(figure: Figure, name: str) -> None:
-        figure.supxlabel(str(source), x=1, ha="right", fontsize=7, color="0.4")
-        folder.mkdir(parents=True, exist_ok=True)
-        save_png(figure, folder / f"{name}.png")
-        display(Shown(folder / f"{name}.png"))
+        figure.supxlabel(str(source), x=1, ha="right", fontsize=SMALLEST_TEXT, color="0.4")
+        path = folder / f"{name}.png"
+        save_png(figure, path)
+        notebook.display(notebook.Image(path))
 
     return show
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Save a figure as PNG, with 256 colours where it would be heavy, and close it."""
+    """Save a figure as PNG, with 256 colours where it would be large, and close it; folders are made as needed."""
     file = io.BytesIO()
     figure.savefig(file, format="png", bbox_inches="tight")
     plt.close(figure)
-    if file.tell() < HEAVY:
-        path.write_bytes(file.getvalue())
-    else:
-        Image.open(file).convert("RGB").quantize(256, kmeans=2).save(path, optimize=True)
+    if file.tell() >= MAX_TRUE_COLOUR:
+        file = reduce_colours(file)
+    content = file.getvalue()
+    write_atomically(path, lambda target: target.write(content))
+
+
+def reduce_colours(file: io.BytesIO) -> io.BytesIO:
+    """The picture of a file as a PNG with 256 colours."""
+    picture = Image.open(file).convert("RGB")
+    reduced = io.BytesIO()
+    picture.quantize(256, kmeans=2).save(reduced, "PNG", optimize=True)
+    return reduced

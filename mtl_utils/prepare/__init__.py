@@ -1,1 +1,1 @@
-"""Finding, checking, fetching and rendering the data, and preparing Google Colab."""
+"""Finding, checking, fetching, rendering and folding the data, and preparing Google Colab."""

@@ -1,33 +1,38 @@
-"""`data check`: every fault of a data root, each with its file and its remedy, whatever lies in the files.
+"""`data check`: every fault of a data root, each with its file and its remedy, whatever the files contain.
 
-Nothing here trusts a file: pictures are decoded to the last pixel and values of a JSON are tested before use.
+Nothing here trusts a file: pictures are decoded to the last pixel, and values of a JSON are tested before use.
 """
 
-import hashlib
 import io
-import json
 import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from reprlib import repr as short
+from typing import NamedTuple
 
 from PIL import Image
 from tqdm.auto import tqdm
 
-from mtl_utils import layout
+from mtl_utils import files, layout
 from mtl_utils.files import UserError
-from mtl_utils.tasks import FOLDERS, IGNORE, SPLITS, TASK_NAMES, TASKS, VOC_CLASSES
+from mtl_utils.tasks import FOLDERS, IGNORE, SPLITS, TASK_NAMES, TASKS, VOC_CLASSES, Task
 
 FETCH = "get it with `python -m mtl_utils data fetch`, or name another folder with --data-root"
-AGAIN = "delete it and get it again with `python -m mtl_utils data fetch`"
-MEND = "correct or remove this entry of the JSON"
-SLACK = 1  # pixels that a box may reach outside its image: COCO's coordinates are rounded
-COCO_LISTS = ("images", "annotations", "categories")
+FETCH_AGAIN = "delete it and get it again with `python -m mtl_utils data fetch`"
+CORRECT_ENTRY = "correct or remove this entry of the JSON"
+NOT_COCO = f"is not COCO: it needs lists of objects named {', '.join(layout.COCO_LISTS)}"
+PALETTE_PNG = "save it as a palette PNG that holds the class index of each pixel, as VOC does"
+BOX_TOLERANCE = 1  # pixels that a box may reach outside its image: COCO's coordinates are rounded
+MAX_COORDINATE = 1e9  # pixels; anything larger counts as infinite
 ID_NAME = re.compile(r"\d{12}|\d{4}_\d{6}|n\d{8}_\d+")  # names given by COCO, VOC, ImageNet: one name, one photograph
+
+Size = tuple[int, int]  # width, height in pixels
+JsonObject = dict[str, object]  # values of any type: nothing is known about them yet
+CocoLists = dict[str, list[JsonObject]]  # the lists of a COCO JSON: images, annotations, categories
 
 
 @dataclass(frozen=True)
@@ -43,62 +48,124 @@ class Fault:
         return f"{self.path}: {self.problem} → {self.remedy}"
 
 
-Photos = dict[Path, tuple[tuple[int, int], str]]  # sound photographs: (width, height) and SHA-256 of the file
+class Photo(NamedTuple):
+    """What is known of a photograph that can be decoded."""
+
+    size: Size
+    sha256: str  # of its file
+
+
+class ListedImage(NamedTuple):
+    """One entry of the images of a COCO JSON, with the file that it names."""
+
+    id: object
+    name: str  # "" where the JSON holds no text
+    claimed_size: tuple[object, object]  # width, height as the JSON has them
+    file: Path | None  # None: it is nowhere
+
+
+class SummaryRow(NamedTuple):
+    """What one split of one set holds."""
+
+    task: str
+    split: str
+    images: int
+    annotated: str
+
+
+Photos = dict[Path, Photo]  # the sound photographs of one split
+
+
+# ---- the whole root
 
 
 def check_root(root: Path) -> list[Fault]:
     """Every fault of the three mini sets below `root`; an empty list if all is well."""
-    root, faults = Path(root), []
+    root = Path(root)
+    faults: list[Fault] = []
     for task in TASKS:
-        if not layout.has_set(root, task):
+        if layout.has_set(root, task):
+            faults += check_task(root, task)
+        else:
             faults.append(Fault(FOLDERS[task], f"the {TASK_NAMES[task]} set is missing", FETCH))
-            continue
-        photos = {split: {} for split in SPLITS}  # each filled while its split is checked
-        for split in SPLITS:
-            try:
-                faults += CHECKS[task](root, split, photos[split])
-            except UserError:
-                faults.append(Fault(f"{FOLDERS[task]}/{split}", "the folder is missing or unreadable", FETCH))
-        faults += across_splits(root, photos["train"], photos["val"])
     return faults
+
+
+def check_task(root: Path, task: Task) -> Iterator[Fault]:
+    """The faults of one set: of each split, and of photographs that stand in both."""
+    photos: dict[str, Photos] = {split: {} for split in SPLITS}  # each filled while its split is checked
+    for split in SPLITS:
+        try:
+            yield from CHECKS[task](root, split, photos[split])
+        except UserError:
+            yield Fault(f"{FOLDERS[task]}/{split}", "the folder is missing or unreadable", FETCH)
+    yield from across_splits(root, photos["train"], photos["val"])
+
+
+def across_splits(root: Path, train: Photos, val: Photos) -> Iterator[Fault]:
+    """Photographs of val that also stand in train: by their bytes or, under an official name, by that name."""
+    train_by_sha256 = {photo.sha256: path for path, photo in train.items()}
+    train_by_name = {path.stem: path for path in train if ID_NAME.fullmatch(path.stem)}
+    for path, photo in val.items():
+        twin = train_by_sha256.get(photo.sha256) or train_by_name.get(path.stem)
+        if twin:
+            other = twin.relative_to(root).as_posix()
+            yield fault_at(root, path, f"is the same photograph as {other}", "remove one of the two")
 
 
 def report(root: Path) -> int:
     """Print every fault on a line of its own, then what the root holds; returns the number of faults."""
     faults = check_root(root)
-    table = [("task", "split", "images", "annotated"), *summary(root)]
-    lines = [str(fault) for fault in faults] + [f"{a:<15} {b:<6} {c:>6}  {d}" for a, b, c, d in table]
-    text = "\n".join([*lines, f"{len(faults)} fault(s) in {root}"])
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding))  # a file name may hold what the terminal cannot show
+    lines = [str(fault) for fault in faults]
+    lines.append(f"{'task':<15} {'split':<6} {'images':>6}  annotated")
+    for row in summary(root):
+        lines.append(f"{row.task:<15} {row.split:<6} {row.images:>6}  {row.annotated}")
+    lines.append(f"{len(faults)} fault(s) in {root}")
+    print_anywhere("\n".join(lines))
     return len(faults)
 
 
-def summary(root: Path) -> list[tuple[str, str, int, str]]:
-    """Rows (task, split, number of images, what is annotated) of every set that is there."""
+def print_anywhere(text: str) -> None:
+    """Print text on any terminal: a file name may hold what the terminal cannot show."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    printable = text.encode(encoding, "replace").decode(encoding)
+    print(printable)
+
+
+def summary(root: Path) -> list[SummaryRow]:
+    """What every set that is there holds, a row for each split."""
     rows = []
-    for task, split in ((task, split) for task in TASKS if layout.has_set(root, task) for split in SPLITS):
-        try:
-            rows.append((TASK_NAMES[task], split, *count(root, task, split)))
-        except UserError:
-            rows.append((TASK_NAMES[task], split, 0, "nothing that can be read"))
+    for task in TASKS:
+        if layout.has_set(root, task):
+            rows += [summary_row(root, task, split) for split in SPLITS]
     return rows
 
 
-def fault_at(root: Path, path: Path, problem: str, remedy: str = AGAIN) -> Fault:
+def summary_row(root: Path, task: Task, split: str) -> SummaryRow:
+    """What one split of one set holds."""
+    try:
+        images, annotated = COUNTS[task](root, split)
+    except UserError:
+        images, annotated = 0, "nothing that can be read"
+    return SummaryRow(TASK_NAMES[task], split, images, annotated)
+
+
+# ---- photographs
+
+
+def fault_at(root: Path, path: Path, problem: str, remedy: str = FETCH_AGAIN) -> Fault:
     """A fault of a file below the root."""
     return Fault(path.relative_to(root).as_posix(), problem, remedy)
 
 
-def decode(path: Path) -> tuple[bytes, Image.Image]:
-    """The bytes of a picture and the picture itself, decoded to its last pixel.  Raises UserError on any defect."""
+def decode(path: Path) -> Image.Image:
+    """A picture, decoded to its last pixel.  Raises UserError on any defect."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken EXIF data harm nobody
-            data = path.read_bytes()
-            picture = Image.open(io.BytesIO(data))
+            warnings.simplefilter("ignore")  # broken EXIF data does no harm
+            picture = Image.open(io.BytesIO(path.read_bytes()))
             picture.load()
-            return data, picture
+            return picture
     except Exception as error:  # what PIL raises on garbage is not only OSError
         reason = str(error).split(" <")[0]  # without Python's address of the buffer
         raise UserError(f"the picture cannot be decoded ({reason})") from error
@@ -108,19 +175,14 @@ def check_photos(root: Path, paths: list[Path], photos: Photos) -> Iterator[Faul
     """The faults of photographs as such; those that can be decoded are added to `photos`."""
     for path in tqdm(paths, desc="checking photographs", unit="image", leave=False, delay=1):
         try:
-            data, picture = decode(path)
-            photos[path] = picture.size, hashlib.sha256(data).hexdigest()
+            picture = decode(path)
         except UserError as error:
             yield fault_at(root, path, str(error))
+        else:
+            photos[path] = Photo(picture.size, files.sha256(path))
 
 
-def across_splits(root: Path, train: Photos, val: Photos) -> Iterator[Fault]:
-    """Photographs of val that also stand in train: by their bytes or, under an official name, by that name."""
-    twins = {key: path for path, (_, digest) in train.items() for key in (digest, path.stem)}
-    for path, (_, digest) in val.items():
-        if twin := twins.get(digest) or (ID_NAME.fullmatch(path.stem) and twins.get(path.stem)):
-            other = twin.relative_to(root).as_posix()
-            yield fault_at(root, path, f"is the same photograph as {other}", "remove one of the two")
+# ---- segmentation
 
 
 def check_seg(root: Path, split: str, photos: Photos) -> Iterator[Fault]:
@@ -128,80 +190,99 @@ def check_seg(root: Path, split: str, photos: Photos) -> Iterator[Fault]:
     pairs = layout.voc_pairs(root, split)
     if not pairs:
         yield fault_at(root, layout.split_folder(root, "seg", split), "the folder holds no images", FETCH)
-    yield from check_photos(root, [image for image, _ in pairs], photos)
+    images = [image for image, _ in pairs]
+    yield from check_photos(root, images, photos)
     for image, mask in tqdm(pairs, desc="checking masks", unit="mask", leave=False, delay=1):
         if mask is None:
             yield fault_at(root, image, f"its mask {image.stem}.png is missing", FETCH)
         else:
-            yield from check_mask(root, mask, photos.get(image, [None])[0])
-    photographed = {image.stem for image, _ in pairs}
+            size = photos[image].size if image in photos else None
+            yield from check_mask(root, mask, size)
+    names = {image.stem for image in images}
     for mask in layout.voc_masks(root, split):
-        if mask.stem not in photographed:
+        if mask.stem not in names:
             yield fault_at(root, mask, f"the image {mask.stem}.jpg of this mask is missing", FETCH)
 
 
-def check_mask(root: Path, path: Path, size: tuple[int, int] | None) -> Iterator[Fault]:
+def check_mask(root: Path, path: Path, size: Size | None) -> Iterator[Fault]:
     """The faults of one mask; `size` is that of its photograph, None if that one is unknown."""
     try:
-        mask = decode(path)[1]
+        mask = decode(path)
     except UserError as error:
         yield fault_at(root, path, str(error))
         return
     if mask.mode not in ("P", "L"):
-        remedy = "save it as a palette PNG that holds the class index of each pixel, as VOC does"
-        yield fault_at(root, path, f"the mask holds colours (mode {mask.mode}), not class indices", remedy)
+        problem = f"the mask holds colours (mode {mask.mode}), not class indices"
+        yield fault_at(root, path, problem, PALETTE_PNG)
         return
     if size and mask.size != size:
         problem = f"the mask has {mask.size[0]} x {mask.size[1]} pixels, its image {size[0]} x {size[1]}"
         yield fault_at(root, path, problem, "take the mask that belongs to this image")
-    if bad := [v for v, n in enumerate(mask.histogram()) if n and v >= len(VOC_CLASSES) and v != IGNORE]:
+    unknown = unknown_values(mask)
+    if unknown:
         remedy = f"use only 0 to {len(VOC_CLASSES) - 1} and {IGNORE}; never convert a palette mask to greyscale"
-        yield fault_at(root, path, f"the mask holds values that are no class: {short(bad)}", remedy)
+        yield fault_at(root, path, f"the mask holds values that are no class: {short(unknown)}", remedy)
 
 
-def read_coco(path: Path) -> dict[str, list[dict]]:
-    """The three lists of a COCO JSON.  Raises UserError when it is missing or something else."""
-    try:
-        coco = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError("the annotations are missing or unreadable") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"is not JSON ({error})") from error
-    lists = [coco.get(key) if isinstance(coco, dict) else None for key in COCO_LISTS]
-    if not all(isinstance(entries, list) and all(isinstance(e, dict) for e in entries) for entries in lists):
-        raise UserError(f"is not COCO: it needs lists of objects named {', '.join(COCO_LISTS)}")
-    return dict(zip(COCO_LISTS, lists, strict=True))
+def unknown_values(mask: Image.Image) -> list[int]:
+    """The values of a mask that are neither a class nor IGNORE, in ascending order."""
+    pixels_of_value = mask.histogram()  # 256 counts
+    present = [value for value, pixels in enumerate(pixels_of_value) if pixels]
+    return [value for value in present if value >= len(VOC_CLASSES) and value != IGNORE]
+
+
+def count_seg(root: Path, split: str) -> tuple[int, str]:
+    """Number of images of a split of the segmentation set, and what is annotated in them."""
+    pairs = layout.voc_pairs(root, split)
+    masks = [mask for _, mask in pairs if mask]
+    return len(pairs), f"{len(masks)} masks"
+
+
+# ---- detection
 
 
 def check_det(root: Path, split: str, photos: Photos) -> Iterator[Fault]:
     """The faults of one split of the detection set."""
     path = layout.json_path(root, split)
     try:
-        coco = read_coco(path)
+        coco = read_lists(path)
     except UserError as error:
         yield fault_at(root, path, str(error), FETCH)
         return
-    yield from (fault_at(root, path, problem, MEND) for problem in id_problems(coco))
-    names = [image["file_name"] if isinstance(image.get("file_name"), str) else "" for image in coco["images"]]
-    files = [layout.coco_image(root, split, name) for name in names]
-    yield from check_photos(root, sorted({file for file in files if file}), photos)
-    real = {file: size for file, (size, _) in photos.items()}
-    if not any(files):
-        problem = f"holds none of the {len(files)} images that {path.name} lists"
-        yield fault_at(root, layout.split_folder(root, "det", split), problem, FETCH)
-    for image, name, file in zip(coco["images"], names, files, strict=True):
-        claimed = (image.get("width"), image.get("height"))
-        if file is None and any(files):
-            where = f"{FOLDERS['det']}/{split}/{PurePath(name).name}"
-            yield Fault(where, f"the image is missing, but {path.name} lists it", FETCH)
-        elif claimed != real.get(file, claimed):
-            problem = f"the image has the size {real[file]}, but {path.name} says {short(claimed)}"
-            yield fault_at(root, file, problem, "correct width and height in the JSON or get the file again")
-    sizes = {i["id"]: real.get(file) for i, file in zip(coco["images"], files, strict=True) if is_id(i.get("id"))}
-    categories = [category.get("id") for category in coco["categories"]]
-    for annotation in coco["annotations"]:
-        for problem in annotation_problems(annotation, sizes, categories):
-            yield fault_at(root, path, f"annotation {short(annotation.get('id'))} {problem}", MEND)
+    for problem in id_problems(coco):
+        yield fault_at(root, path, problem, CORRECT_ENTRY)
+    listed = [listed_image(root, split, entry) for entry in coco["images"]]
+    present = {image.file for image in listed if image.file}
+    yield from check_photos(root, sorted(present), photos)
+    yield from check_listed(root, split, listed, photos)
+    yield from check_annotations(root, path, coco, sizes_by_id(listed, photos))
+
+
+def read_lists(path: Path) -> CocoLists:
+    """The three lists of a COCO JSON.  Raises UserError, for use in a fault, when it is missing or something else."""
+    try:
+        content = layout.read_coco(path)
+    except (UserError, ValueError, RecursionError) as error:
+        # the reader's UserError names its cause, but a fault names the file already and has a remedy of its own
+        raise UserError(reading_problem(error.__cause__ or error)) from error
+    lists = {key: content[key] for key in layout.COCO_LISTS}
+    if not all(is_list_of_objects(entries) for entries in lists.values()):
+        raise UserError(NOT_COCO)
+    return lists
+
+
+def reading_problem(cause: BaseException) -> str:
+    """Why a COCO JSON could not be read."""
+    if isinstance(cause, OSError):
+        return "the annotations are missing or unreadable"
+    if isinstance(cause, (ValueError, RecursionError)):
+        return f"is not JSON ({cause})"
+    return NOT_COCO
+
+
+def is_list_of_objects(value: object) -> bool:
+    """Whether a value of a JSON is a list that holds nothing but objects."""
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
 
 
 def is_id(value: object) -> bool:
@@ -209,41 +290,113 @@ def is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def id_problems(coco: dict[str, list[dict]]) -> Iterator[str]:
+def id_problems(coco: CocoLists) -> Iterator[str]:
     """Ids that stand twice in a list or are not whole numbers."""
     for key, entries in coco.items():
-        counts = Counter(e["id"] if is_id(e.get("id")) else None for e in entries)
-        if nameless := counts.pop(None, 0):
+        ids = [entry.get("id") for entry in entries]
+        counts = Counter(value for value in ids if is_id(value))
+        nameless = len(ids) - counts.total()
+        if nameless:
             yield f"{nameless} of its {key} have no whole number as id"
-        yield from (f"the id {short(i)} stands {n} times among its {key}" for i, n in counts.items() if n > 1)
+        for value, times in counts.items():
+            if times > 1:
+                yield f"the id {short(value)} stands {times} times among its {key}"
 
 
-def annotation_problems(annotation: dict, sizes: dict, categories: list) -> Iterator[str]:
+def listed_image(root: Path, split: str, entry: JsonObject) -> ListedImage:
+    """One entry of the images of a COCO JSON, with the file that it names."""
+    value = entry.get("file_name")
+    name = value if isinstance(value, str) else ""
+    claimed_size = (entry.get("width"), entry.get("height"))
+    return ListedImage(entry.get("id"), name, claimed_size, layout.coco_image(root, split, name))
+
+
+def check_listed(root: Path, split: str, listed: list[ListedImage], photos: Photos) -> Iterator[Fault]:
+    """Images of the JSON that are missing, or have another size than the JSON says."""
+    json_name = layout.json_path(root, split).name
+    if not any(image.file for image in listed):
+        problem = f"holds none of the {len(listed)} images that {json_name} lists"
+        yield fault_at(root, layout.split_folder(root, "det", split), problem, FETCH)
+        return
+    for image in listed:
+        if image.file is None:
+            where = f"{FOLDERS['det']}/{split}/{PurePath(image.name).name}"
+            yield Fault(where, f"the image is missing, but {json_name} lists it", FETCH)
+        elif image.file in photos and image.claimed_size != photos[image.file].size:
+            size = photos[image.file].size
+            problem = f"the image has the size {size}, but {json_name} says {short(image.claimed_size)}"
+            yield fault_at(root, image.file, problem, "correct width and height in the JSON or get the file again")
+
+
+def sizes_by_id(listed: list[ListedImage], photos: Photos) -> dict[object, Size | None]:
+    """The size of every image that has an id; None where its file is not sound."""
+    sizes: dict[object, Size | None] = {}
+    for image in listed:
+        if is_id(image.id):
+            photo = photos.get(image.file) if image.file else None
+            sizes[image.id] = photo.size if photo else None
+    return sizes
+
+
+def check_annotations(root: Path, path: Path, coco: CocoLists, sizes: dict[object, Size | None]) -> Iterator[Fault]:
+    """The faults of the annotations of a COCO JSON; `sizes` holds every known image id."""
+    categories = [category.get("id") for category in coco["categories"]]
+    for annotation in coco["annotations"]:
+        name = f"annotation {short(annotation.get('id'))}"
+        for problem in annotation_problems(annotation, sizes, categories):
+            yield fault_at(root, path, f"{name} {problem}", CORRECT_ENTRY)
+
+
+def annotation_problems(
+    annotation: JsonObject, sizes: dict[object, Size | None], categories: list[object]
+) -> Iterator[str]:
     """What is wrong with one annotation; `sizes`: image id → (width, height), None where the file is not sound."""
-    image, category, crowd = (annotation.get(key, 0) for key in ("image_id", "category_id", "iscrowd"))
-    if not is_id(image) or image not in sizes:
+    image = annotation.get("image_id", 0)
+    category = annotation.get("category_id", 0)
+    crowd = annotation.get("iscrowd", 0)
+    box = annotation.get("bbox")
+    known = is_id(image) and image in sizes
+    if not known:
         yield f"names the unknown image id {short(image)}"
     if category not in categories:
         yield f"names the unknown category id {short(category)}"
     if crowd not in (0, 1):
         yield f"has iscrowd {short(crowd)}, which must be 0 or 1"
-    if problem := box_problem(annotation.get("bbox"), sizes.get(image) if is_id(image) else None):
-        yield f"has the box {short(annotation.get('bbox'))}, which {problem}"
+    problem = box_problem(box, sizes[image] if known else None)
+    if problem:
+        yield f"has the box {short(box)}, which {problem}"
 
 
-def box_problem(box: object, size: tuple[int, int] | None) -> str | None:
+def box_problem(box: object, size: Size | None) -> str | None:
     """What is wrong with a COCO box (x, y, width, height) in an image of `size`; None if nothing is."""
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
         return "is not four numbers"
-    if not all(abs(v) < 1e9 for v in box):  # false for NaN too
+    if not all(abs(value) < MAX_COORDINATE for value in box):  # false for NaN too
         return "is not finite"
     x, y, width, height = box
     if width <= 0 or height <= 0:
         return "is empty or of negative size"
-    right, bottom = size or (float("inf"), float("inf"))
-    if min(x, y) < -SLACK or x + width > right + SLACK or y + height > bottom + SLACK:
-        return f"reaches outside its image of the size {size}"
-    return None
+    if size is None:
+        inside = min(x, y) >= -BOX_TOLERANCE
+    else:
+        inside = lies_inside(x, width, size[0]) and lies_inside(y, height, size[1])
+    return None if inside else f"reaches outside its image of the size {size}"
+
+
+def lies_inside(start: float, length: float, limit: float) -> bool:
+    """Whether a side of a box lies between 0 and `limit`, but for the tolerance."""
+    return start >= -BOX_TOLERANCE and start + length <= limit + BOX_TOLERANCE
+
+
+def count_det(root: Path, split: str) -> tuple[int, str]:
+    """Number of images of a split of the detection set, and what is annotated in them."""
+    coco = read_lists(layout.json_path(root, split))
+    boxes = len(coco["annotations"])
+    classes = len(coco["categories"])
+    return len(coco["images"]), f"{boxes} boxes of {classes} classes"
+
+
+# ---- classification
 
 
 def check_cls(root: Path, split: str, photos: Photos) -> Iterator[Fault]:
@@ -251,10 +404,11 @@ def check_cls(root: Path, split: str, photos: Photos) -> Iterator[Fault]:
     folders = layout.class_folders(root, split)
     if not folders:
         yield fault_at(root, layout.split_folder(root, "cls", split), "the folder holds no class folders", FETCH)
-    other = layout.split_folder(root, "cls", SPLITS[1 - SPLITS.index(split)])
+    other_split = "val" if split == "train" else "train"
+    other = layout.split_folder(root, "cls", other_split)
     for folder in folders:
         if other.is_dir() and not (other / folder.name).is_dir():
-            problem = f"the class has no folder in {other.name}"
+            problem = f"the class has no folder in {other_split}"
             yield fault_at(root, folder, problem, "add its images there or remove this folder")
         images = layout.class_images(folder)
         if not images:
@@ -262,16 +416,16 @@ def check_cls(root: Path, split: str, photos: Photos) -> Iterator[Fault]:
         yield from check_photos(root, images, photos)
 
 
-def count(root: Path, task: str, split: str) -> tuple[int, str]:
-    """Number of images of a split and what is annotated in them."""
-    if task == "seg":
-        pairs = layout.voc_pairs(root, split)
-        return len(pairs), f"{sum(mask is not None for _, mask in pairs)} masks"
-    if task == "det":
-        coco = read_coco(layout.json_path(root, split))
-        return len(coco["images"]), f"{len(coco['annotations'])} boxes of {len(coco['categories'])} classes"
+def count_cls(root: Path, split: str) -> tuple[int, str]:
+    """Number of images of a split of the classification set, and the number of its classes."""
     folders = layout.class_folders(root, split)
-    return sum(len(layout.class_images(folder)) for folder in folders), f"{len(folders)} classes"
+    images = sum(len(layout.class_images(folder)) for folder in folders)
+    return images, f"{len(folders)} classes"
 
 
-CHECKS = {"seg": check_seg, "det": check_det, "cls": check_cls}
+CHECKS: dict[Task, Callable[[Path, str, Photos], Iterator[Fault]]] = {
+    "seg": check_seg,
+    "det": check_det,
+    "cls": check_cls,
+}
+COUNTS: dict[Task, Callable[[Path, str], tuple[int, str]]] = {"seg": count_seg, "det": count_det, "cls": count_cls}

@@ -10,13 +10,14 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mtl_utils import files
+from mtl_utils import environment, files
 from mtl_utils.files import UserError
 
 REQUIREMENTS = files.PROJECT / "requirements.txt"
 LINE = re.compile(r"([\w-]+)>=([\d.]+)")  # a line of requirements.txt: package, lowest version
+RELEASE = re.compile(r"\d+(\.\d+)*")  # the release numbers at the start of a version
 COLABS_OWN = ("torch", "torchvision", "ipywidgets")  # Colab has versions that fit its GPUs and its pages: not touched
-LOCAL_ONLY = ("jupyterlab", "nbval", "pytest")  # what Colab itself stands in for, and the tests
+LOCAL_ONLY = ("jupyterlab", "nbval", "pytest")  # Colab itself takes the place of these, and runs no tests
 DRIVE = "/content/drive"  # where Colab shows a user's Google Drive
 
 
@@ -26,21 +27,18 @@ def prepare(drive: bool = False) -> None:
     In Colab it installs what is missing, keeps runs on the user's Google Drive if `drive` is set (Colab asks first),
     and fetches the real sets unless MTL_DATA_ROOT names some. Raises UserError when a package is missing or too old.
     """
-    if not in_colab():
-        complain(unmet(REQUIREMENTS.read_text()))
+    lines = unmet(REQUIREMENTS.read_text(encoding="utf-8"))
+    if not environment.in_colab():
+        complain(lines)
         return
-    install([line for line in unmet(REQUIREMENTS.read_text()) if name_of(line) not in (*COLABS_OWN, *LOCAL_ONLY)])
+    left_alone = (*COLABS_OWN, *LOCAL_ONLY)
+    install([line for line in lines if name_of(line) not in left_alone])
     if drive:
         keep_on_drive()
-    if "MTL_DATA_ROOT" not in os.environ:
-        from mtl_utils.prepare import fetch  # here, since it may just have been made possible
+    if environment.data_root() is None:
+        from mtl_utils.prepare import fetch  # here, since what it imports may just have been installed
 
         fetch.fetch(files.PROJECT / "data")
-
-
-def in_colab() -> bool:
-    """Whether this is Google Colab."""
-    return "COLAB_RELEASE_TAG" in os.environ
 
 
 def unmet(requirements: str) -> list[str]:
@@ -57,13 +55,16 @@ def meets(name: str, least: str) -> bool:
 
 
 def numbers(text: str) -> list[int]:
-    """The release numbers of a version: 2.11.0+cu128 gives 2, 11, 0."""
-    return [int(n) for n in re.match(r"\d+(\.\d+)*", text)[0].split(".")]
+    """The release numbers of a version: 2.11.0+cu128 gives 2, 11, 0; none where it does not begin with a number."""
+    release = RELEASE.match(text)
+    if release is None:
+        return []
+    return [int(number) for number in release[0].split(".")]
 
 
 def name_of(line: str) -> str:
-    """The package that a line of a requirements file names."""
-    return LINE.match(line)[1]
+    """The package that a line `package>=version` names."""
+    return line.split(">=")[0]
 
 
 def complain(lines: list[str]) -> None:
@@ -85,4 +86,4 @@ def keep_on_drive() -> None:
     from google.colab import drive  # there in Colab only
 
     drive.mount(DRIVE)
-    os.environ["MTL_RUNS"] = str(Path(DRIVE) / "MyDrive" / "mtl_runs")
+    os.environ[environment.RUNS] = str(Path(DRIVE) / "MyDrive" / "mtl_runs")

@@ -14,11 +14,12 @@ import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Container
-from http.client import HTTPException
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
-from urllib.error import URLError
+from typing import Any, NamedTuple
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -26,7 +27,7 @@ from tqdm.auto import tqdm
 
 from mtl_utils import files, layout
 from mtl_utils.files import UserError
-from mtl_utils.tasks import SPLITS
+from mtl_utils.tasks import SPLITS, TASKS, Task
 
 MANIFEST = files.PROJECT / "data" / "manifest.json"
 DOWNLOADS = ".downloads"  # below the data root: archives stay here until everything is there
@@ -34,8 +35,28 @@ TRIES = 3
 PAUSE = 2.0  # seconds before another try
 TIMEOUT = 30.0  # seconds without an answer after which a try has failed
 BLOCK = 1 << 20  # bytes that are transferred or hashed at a time
+MD5_DIGITS = 32  # length of an MD5 in hexadecimal digits; a SHA-256 has 64
 NETWORK_ERRORS = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
+
+# status codes of HTTP
+PARTIAL_CONTENT = 206  # the server continues where it was asked to
+RANGE_NOT_SATISFIABLE = 416  # nothing is left to send
+PERMANENT = (401, 403, 404, 410)  # another try would get the same answer
+
+Source = dict[str, str]  # "url" and, for an archive, "md5"
+Coco = dict[str, Any]  # the contents of a COCO JSON
+Entry = dict[str, Any]  # one image, annotation or category of it
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the mini sets consist of and where it comes from."""
+
+    sources: dict[str, Source]  # seg, cls: archives; det: the folder of COCO's photographs; boxes: its annotations
+    sha256: dict[Task, dict[str, dict[str, str]]]  # task → split → file name → SHA-256
+    boxes: dict[str, str]  # split → `boxes_digest` of its annotations
+    categories: list[int]  # COCO's ids of the ten classes
 
 
 class Item(NamedTuple):
@@ -47,20 +68,20 @@ class Item(NamedTuple):
     sha256: str
 
 
-def fetch(root: Path, manifest: Path = MANIFEST, sources: dict | None = None) -> None:
+def fetch(root: Path, manifest: Path = MANIFEST, sources: dict[str, Source] | None = None) -> None:
     """Build the mini sets below `root`; what is there and verified is left alone.
 
     `sources` replaces single entries of the manifest's own (seg, cls, det, boxes: each with its url and md5).
     Raises UserError when a source cannot be reached, a file is not the official one or the disk is full.
     """
-    root, plan = Path(root), read_manifest(manifest)
-    sources = {**plan["sources"], **(sources or {})}
+    root = Path(root)
+    plan = read_manifest(manifest)
+    used = {**plan.sources, **(sources or {})}
     try:
-        for task in ("seg", "cls"):
-            fetch_from_tar(root, task, plan, sources[task])
-        for item in tqdm(lacking(root, "det", plan), desc="COCO photographs", unit="image", delay=1):
-            download(f"{sources['det']['url']}/{item.split}2017/{item.name}", item.path, item.sha256)
-        fetch_boxes(root, plan, sources["boxes"])
+        fetch_from_tar(root, "seg", plan, used["seg"])
+        fetch_from_tar(root, "cls", plan, used["cls"])
+        fetch_coco_photographs(root, plan, used["det"])
+        fetch_boxes(root, plan, used["boxes"])
         shutil.rmtree(root / DOWNLOADS, ignore_errors=True)
     except ARCHIVE_ERRORS as error:
         raise UserError(f"An archive in {root / DOWNLOADS} is damaged: delete that folder and try again.") from error
@@ -68,21 +89,23 @@ def fetch(root: Path, manifest: Path = MANIFEST, sources: dict | None = None) ->
         raise UserError(f"{root} cannot be filled ({error}): make room on the disk or name another folder.") from error
 
 
-def read_manifest(path: Path) -> dict:
-    """The contents of data/manifest.json."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it from the project's repository.") from error
+# ---- the manifest
 
 
-def lacking(root: Path, task: str, plan: dict) -> list[Item]:
+def read_manifest(path: Path) -> Manifest:
+    """The contents of data/manifest.json.  Raises UserError when it is missing or damaged."""
+    content = files.read_json(path, "restore it from the project's repository")
+    sha256 = {task: content[task] for task in TASKS}
+    return Manifest(content["sources"], sha256, content["boxes"], content["categories"])
+
+
+def lacking(root: Path, task: Task, plan: Manifest) -> list[Item]:
     """The files of a task that are not there, or are there with other bytes than the manifest's."""
-    items = [
-        Item(split, name, layout.split_folder(root, task, split) / name, sha256)
-        for split in SPLITS
-        for name, sha256 in plan[task][split].items()
-    ]
+    items = []
+    for split in SPLITS:
+        folder = layout.split_folder(root, task, split)
+        for name, sha256 in plan.sha256[task][split].items():
+            items.append(Item(split, name, folder / name, sha256))
     return [item for item in items if not has_checksum(item.path, item.sha256)]
 
 
@@ -90,33 +113,62 @@ def has_checksum(path: Path, checksum: str) -> bool:
     """Whether a file is there and has this SHA-256, or MD5 if the checksum is that short."""
     if not path.is_file():
         return False
-    digest = hashlib.md5(usedforsecurity=False) if len(checksum) == 32 else hashlib.sha256()
+    digest = md5(path) if len(checksum) == MD5_DIGITS else files.sha256(path)
+    return digest == checksum
+
+
+def md5(path: Path) -> str:
+    """MD5 of a file's content, in hexadecimal digits: the checksum that the official sources give for archives."""
+    digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(BLOCK):
             digest.update(block)
-    return digest.hexdigest() == checksum
+    return digest.hexdigest()
 
 
-def fetch_from_tar(root: Path, task: str, plan: dict, source: dict) -> None:
+# ---- archives: VOC and Imagenette
+
+
+def fetch_from_tar(root: Path, task: Task, plan: Manifest, source: Source) -> None:
     """Write the missing files of segmentation or classification from the official archive."""
     items = lacking(root, task, plan)
     if not items:
         return
     archive = fetch_archive(root, source)
-    members = {member: item for item in items for member in member_names(task, item.name)}
-    with tarfile.open(archive) as tar:
-        for member in tqdm(tar, desc=f"reading {archive.name}", unit="file", delay=1):
-            item = members.get(member.name.removeprefix("./"))
-            if item and member.isfile():  # a link is not a file
-                write(item.path, tar.extractfile(member).read(), item.sha256)
-    if rest := lacking(root, task, plan):
+    unpack(archive, task, items)
+    rest = lacking(root, task, plan)
+    if rest:
         raise UserError(
             f"{source['url']} lacks {rest[0].name} and {len(rest) - 1} more files of {MANIFEST.name}, or has others of "
             f"their names: delete {archive} and try again."
         )
 
 
-def member_names(task: str, name: str) -> list[str]:
+def fetch_archive(root: Path, source: Source) -> Path:
+    """Download an archive to the folder of downloads; it has the name that it has at its source."""
+    name = PurePosixPath(urlsplit(source["url"]).path).name
+    archive = root / DOWNLOADS / name
+    download(source["url"], archive, source["md5"])
+    return archive
+
+
+def unpack(archive: Path, task: Task, items: list[Item]) -> None:
+    """Write those files that an archive holds with the right bytes."""
+    item_of_member = {}
+    for item in items:
+        for member_name in member_names(task, item.name):
+            item_of_member[member_name] = item
+    with tarfile.open(archive) as tar:
+        for member in tqdm(tar, desc=f"reading {archive.name}", unit="file", delay=1):
+            wanted = item_of_member.get(member.name.removeprefix("./"))
+            if wanted is None or not member.isfile():  # a link is not a file
+                continue
+            content = tar.extractfile(member)
+            assert content is not None, "tarfile gives None for folders and devices alone"
+            write_verified(wanted, content.read())
+
+
+def member_names(task: Task, name: str) -> list[str]:
     """The paths under which the official archive may hold a file."""
     if task == "cls":
         return [f"imagenette2-160/{half}/{name}" for half in SPLITS]
@@ -124,20 +176,14 @@ def member_names(task: str, name: str) -> list[str]:
     return [f"VOCdevkit/VOC2012/{folder}/{name}"]
 
 
-def write(path: Path, data: bytes, sha256: str | None = None) -> None:
-    """Write a whole file or, if the bytes have another SHA-256 than they should, none."""
-    if sha256 in (None, hashlib.sha256(data).hexdigest()):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_bytes(data)
-        os.replace(part, path)
+def write_verified(item: Item, content: bytes) -> None:
+    """Write a file, unless its bytes have another SHA-256 than the manifest's."""
+    digest = hashlib.sha256(content).hexdigest()
+    if digest == item.sha256:
+        files.write_atomically(item.path, lambda file: file.write(content))
 
 
-def fetch_archive(root: Path, source: dict) -> Path:
-    """Download an archive to the folder of downloads; it has the name that it has at its source."""
-    archive = root / DOWNLOADS / PurePosixPath(urlsplit(source["url"]).path).name
-    download(source["url"], archive, source["md5"])
-    return archive
+# ---- downloads
 
 
 def download(url: str, path: Path, checksum: str) -> None:
@@ -146,100 +192,149 @@ def download(url: str, path: Path, checksum: str) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    for left in reversed(range(TRIES)):
-        try:
-            transfer(url, part)
-            break
-        except NETWORK_ERRORS as error:
-            status = getattr(error, "code", None)
-            if status == 416:  # nothing is left to send: the part is whole, or wrong, as its checksum will show
-                break
-            if not left or status in (401, 403, 404, 410):
-                raise UserError(f"{url} cannot be fetched ({error}): check the network and try again.") from error
-            time.sleep(PAUSE)
+    transfer_with_retries(url, part)
     if not has_checksum(part, checksum):
         part.unlink(missing_ok=True)
         raise UserError(f"{url} sent other bytes than the official ones (checksum {checksum}): try again.")
     os.replace(part, path)
 
 
+def transfer_with_retries(url: str, part: Path) -> None:
+    """Complete `part`, in several tries if the network fails.  Raises UserError when it fails for good."""
+    for number in range(1, TRIES + 1):
+        try:
+            transfer(url, part)
+            return
+        except NETWORK_ERRORS as error:
+            status = error.code if isinstance(error, HTTPError) else None
+            if status == RANGE_NOT_SATISFIABLE:  # the part is whole, or wrong, as its checksum will show
+                return
+            if number == TRIES or status in PERMANENT:
+                raise UserError(f"{url} cannot be fetched ({error}): check the network and try again.") from error
+            time.sleep(PAUSE)
+
+
 def transfer(url: str, part: Path) -> None:
     """Append to `part` what it lacks of `url`; start anew where the server cannot continue."""
-    have = part.stat().st_size if part.exists() else 0
-    request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urlopen(request, timeout=TIMEOUT) as answer:
-        have = have if answer.status == 206 else 0
-        total = have + int(answer.headers.get("Content-Length") or 0)
-        bar = tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, leave=False, delay=1)
-        with bar, open(part, "ab" if have else "wb") as file:
-            while block := answer.read(BLOCK):
-                file.write(block)
-                bar.update(len(block))
+    present = part.stat().st_size if part.exists() else 0  # bytes
+    headers = {"Range": f"bytes={present}-"} if present else {}
+    with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as response:
+        if response.status != PARTIAL_CONTENT:
+            present = 0
+        total = present + int(response.headers.get("Content-Length") or 0)
+        append(response, part, present, total)
     if part.stat().st_size < total:
         raise ConnectionError("the connection broke off")
 
 
-def fetch_boxes(root: Path, plan: dict, source: dict) -> None:
+def append(response: HTTPResponse, part: Path, present: int, total: int) -> None:
+    """Write what a server sends after the first `present` bytes of a file, which is to have `total`."""
+    bar = tqdm(desc=part.stem, total=total, initial=present, unit="B", unit_scale=True, leave=False, delay=1)
+    with bar, open(part, "ab" if present else "wb") as file:
+        while block := response.read(BLOCK):
+            file.write(block)
+            bar.update(len(block))
+
+
+# ---- COCO
+
+
+def fetch_coco_photographs(root: Path, plan: Manifest, source: Source) -> None:
+    """Download the missing photographs of detection, one by one."""
+    items = lacking(root, "det", plan)
+    for item in tqdm(items, desc="COCO photographs", unit="image", delay=1):
+        download(f"{source['url']}/{item.split}2017/{item.name}", item.path, item.sha256)
+
+
+def fetch_boxes(root: Path, plan: Manifest, source: Source) -> None:
     """Rebuild the mini annotations from the official ones (which take about 1 GB of memory while they are read)."""
     paths = {split: layout.json_path(root, split) for split in SPLITS}
-    missing = [split for split in SPLITS if not has_boxes(paths[split], plan["boxes"][split])]
+    missing = [split for split in SPLITS if not has_boxes(paths[split], plan.boxes[split])]
     if not missing:
         return
     with zipfile.ZipFile(fetch_archive(root, source)) as archive:
         for split in missing:
-            names = plan["det"][split]
-            wanted = {None, *(int(PurePosixPath(name).stem) for name in names)}  # None: an entry that is no annotation
-            official = json.loads(
-                archive.read(f"annotations/instances_{split}2017.json"),
-                object_hook=lambda entry, wanted=wanted: entry if entry.get("image_id") in wanted else None,
-            )
-            write(paths[split], json.dumps(mini_coco(official, split, names, plan["categories"])).encode())
-            if not has_boxes(paths[split], plan["boxes"][split]):
+            names = plan.sha256["det"][split]
+            official = read_official(archive, split, names)
+            layout.write_coco(paths[split], mini_coco(official, split, names, plan.categories))
+            if not has_boxes(paths[split], plan.boxes[split]):
                 print(f"Note: the boxes in {paths[split]} differ from those that the results were measured with.")
 
 
-def mini_coco(official: dict, split: str, names: Container[str], categories: Container[int]) -> dict:
+def read_official(archive: zipfile.ZipFile, split: str, names: Iterable[str]) -> Coco:
+    """COCO's official annotations, of which those of all but the named images are replaced by None to save memory."""
+    image_ids = {int(PurePosixPath(name).stem) for name in names}  # 000000000009.jpg has the id 9
+
+    def without_other_images(entry: Entry) -> Entry | None:
+        is_annotation = "image_id" in entry
+        return None if is_annotation and entry["image_id"] not in image_ids else entry
+
+    text = archive.read(f"annotations/instances_{split}2017.json")
+    official: Coco = json.loads(text, object_hook=without_other_images)
+    return official
+
+
+def mini_coco(official: Coco, split: str, names: Container[str], categories: Container[int]) -> Coco:
     """The part of COCO's official annotations that shows these images and categories; boxes are numbered from 1.
 
     Entries of other images may already have been replaced by None.
     """
-    images = sorted((i for i in official["images"] if i["file_name"] in names), key=lambda i: i["id"])
-    ids = {image["id"] for image in images}
-    boxes = [a for a in official["annotations"] if a and a["image_id"] in ids and a["category_id"] in categories]
-    boxes.sort(key=lambda a: (a["image_id"], a["id"]))
-    kept = [category for category in official["categories"] if category["id"] in categories]
+    images = [image for image in official["images"] if image["file_name"] in names]
+    images.sort(key=lambda image: image["id"])
+    kept_categories = [category for category in official["categories"] if category["id"] in categories]
     return {
-        "info": {"description": f"Mini-COCO {split}: {len(images)} COCO 2017 images, {len(kept)} classes"},
+        "info": {"description": f"Mini-COCO {split}: {len(images)} COCO 2017 images, {len(kept_categories)} classes"},
         "licenses": [],
-        "images": [{key: i[key] for key in ("id", "file_name", "width", "height", "coco_url")} for i in images],
-        "annotations": [
-            {
-                "id": number,
-                "image_id": a["image_id"],
-                "category_id": a["category_id"],
-                "bbox": [float(v) for v in a["bbox"]],
-                "area": float(a["area"]),
-                "iscrowd": a["iscrowd"],
-            }
-            for number, a in enumerate(boxes, 1)
-        ],
-        "categories": [{key: c[key] for key in ("id", "name", "supercategory")} for c in kept],
+        "images": [pick(image, ("id", "file_name", "width", "height", "coco_url")) for image in images],
+        "annotations": mini_annotations(official["annotations"], images, categories),
+        "categories": [pick(category, ("id", "name", "supercategory")) for category in kept_categories],
     }
 
 
-def boxes_digest(coco: dict) -> str:
+def mini_annotations(official: list[Entry | None], images: list[Entry], categories: Container[int]) -> list[Entry]:
+    """The official annotations of these images and categories, in the order of images, with ids from 1."""
+    image_ids = {image["id"] for image in images}
+    kept = []
+    for annotation in official:
+        if annotation and annotation["image_id"] in image_ids and annotation["category_id"] in categories:
+            kept.append(annotation)
+    kept.sort(key=lambda annotation: (annotation["image_id"], annotation["id"]))
+    return [mini_annotation(annotation, number) for number, annotation in enumerate(kept, 1)]
+
+
+def mini_annotation(official: Entry, number: int) -> Entry:
+    """An official annotation without its outline, under another id."""
+    return {
+        "id": number,
+        "image_id": official["image_id"],
+        "category_id": official["category_id"],
+        "bbox": [float(value) for value in official["bbox"]],
+        "area": float(official["area"]),
+        "iscrowd": official["iscrowd"],
+    }
+
+
+def pick(entry: Entry, keys: Iterable[str]) -> Entry:
+    """An entry with these keys alone, in this order."""
+    return {key: entry[key] for key in keys}
+
+
+def boxes_digest(coco: Coco) -> str:
     """SHA-256 of images and boxes, whatever the order of the boxes and the rounding errors below 0.005 pixels."""
-    images = sorted([i["id"], i["file_name"], i["width"], i["height"]] for i in coco["images"])
-    boxes = sorted(
-        [a["image_id"], a["category_id"], a["iscrowd"], *(round(float(v), 2) for v in a["bbox"])]
-        for a in coco["annotations"]
-    )
-    return hashlib.sha256(json.dumps([images, boxes]).encode()).hexdigest()
+    images = []
+    for image in coco["images"]:
+        images.append([image["id"], image["file_name"], image["width"], image["height"]])
+    boxes = []
+    for annotation in coco["annotations"]:
+        rounded = [round(float(value), 2) for value in annotation["bbox"]]
+        boxes.append([annotation["image_id"], annotation["category_id"], annotation["iscrowd"], *rounded])
+    text = json.dumps([sorted(images), sorted(boxes)])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def has_boxes(path: Path, digest: str) -> bool:
     """Whether a COCO JSON is there and holds the boxes of this digest."""
     try:
-        return boxes_digest(json.loads(path.read_bytes())) == digest
-    except (OSError, ValueError, KeyError, TypeError):
+        return boxes_digest(layout.read_coco(path)) == digest
+    except (UserError, ValueError, KeyError, TypeError):
         return False

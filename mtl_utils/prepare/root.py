@@ -1,14 +1,15 @@
 """The data root: the folder that holds the three mini sets, how it was chosen, and a fingerprint of its contents."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtl_utils import files, layout
+from mtl_utils import environment, files, layout
 from mtl_utils.files import UserError, user_path
 from mtl_utils.prepare.synthetic import write_synthetic
-from mtl_utils.tasks import FOLDERS, TASKS
+from mtl_utils.tasks import FOLDERS, TASKS, Task
+
+SYNTHETIC = "synthetic"  # how a root of rendered sets was chosen
 
 
 @dataclass(frozen=True)
@@ -18,36 +19,67 @@ class Root:
     path: Path
     chosen_by: str  # "--data-root", "MTL_DATA_ROOT", "data/" or "synthetic"
 
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the sets are rendered by code instead of photographs."""
+        return self.chosen_by == SYNTHETIC
+
+    @property
+    def kind(self) -> str:
+        """The word for it in names of folders: "synthetic" or "real"."""
+        return "synthetic" if self.is_synthetic else "real"
+
     def __str__(self) -> str:
-        if self.chosen_by == "synthetic":
+        if self.is_synthetic:
             return "synthetic mini sets, rendered by code"
         return f"mini sets in {self.path.name!r} (chosen by {self.chosen_by})"
 
 
-def find_root(given: str | Path | None = None, tasks: tuple[str, ...] = TASKS) -> Root:
+def find_root(given: str | Path | None = None, tasks: tuple[Task, ...] = TASKS) -> Root:
     """The data root: `given`, else MTL_DATA_ROOT, else data/ if it holds the sets, else the synthetic sets.
 
     Raises UserError when the folder that was asked for holds none of the sets of `tasks`.
     """
-    rendered = files.PROJECT / "data" / "synthetic"
-    for value, chosen_by in ((given, "--data-root"), (os.environ.get("MTL_DATA_ROOT"), "MTL_DATA_ROOT")):
-        if value:
-            path = user_path(value)
-            if not any(layout.has_set(path, task) for task in tasks):
-                sets = ", ".join(FOLDERS[task] for task in tasks)
-                raise UserError(f"{value} (from {chosen_by}) holds none of {sets}: name the folder that they lie in.")
-            return Root(path, "synthetic" if path == rendered else chosen_by)
-    present = [FOLDERS[task] for task in TASKS if layout.has_set(files.PROJECT / "data", task)]
+    if given:
+        return chosen_root(given, "--data-root", tasks)
+    variable = environment.data_root()
+    if variable:
+        return chosen_root(variable, environment.DATA_ROOT, tasks)
+    return default_root()
+
+
+def chosen_root(value: str | Path, chosen_by: str, tasks: tuple[Task, ...]) -> Root:
+    """The root that a user named; a wrong one is never replaced by another."""
+    path = user_path(value)
+    if not any(layout.has_set(path, task) for task in tasks):
+        sets = ", ".join(FOLDERS[task] for task in tasks)
+        raise UserError(f"{value} (from {chosen_by}) holds none of {sets}: name the folder that they lie in.")
+    return Root(path, SYNTHETIC if path == synthetic_folder() else chosen_by)
+
+
+def default_root() -> Root:
+    """data/ of the project where it holds the sets, else the synthetic sets, rendered if need be."""
+    folder = files.PROJECT / "data"
+    present = [FOLDERS[task] for task in TASKS if layout.has_set(folder, task)]
     if len(present) == len(TASKS):
-        return Root(files.PROJECT / "data", "data/")
+        return Root(folder, "data/")
     if present:
         raise UserError(f"data/ holds only {', '.join(present)}: complete it (`python -m mtl_utils data fetch`).")
-    write_synthetic(rendered)
-    return Root(rendered, "synthetic")
+    write_synthetic(synthetic_folder())
+    return Root(synthetic_folder(), SYNTHETIC)
+
+
+def synthetic_folder() -> Path:
+    """Where the synthetic sets are rendered to."""
+    return files.PROJECT / "data" / "synthetic"
 
 
 def fingerprint(root: Path) -> str:
     """A short hash of the names and sizes of all files of the three sets: two roots with other data differ in it."""
-    files = sorted(p for task in TASKS for p in (root / FOLDERS[task]).rglob("[!.]*") if p.is_file())
-    text = "\n".join(f"{p.relative_to(root).as_posix()} {p.stat().st_size}" for p in files)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    paths = []
+    for task in TASKS:
+        everything = (root / FOLDERS[task]).rglob("[!.]*")  # hidden files, such as .DS_Store, are no data
+        paths += [path for path in everything if path.is_file()]
+    lines = [f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in sorted(paths)]
+    digest = hashlib.sha256("\n".join(lines).encode())
+    return digest.hexdigest()[:16]

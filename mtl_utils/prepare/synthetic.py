@@ -2,27 +2,41 @@
 
 Every class is a drawing of a few primitives on a unit square; the three tasks differ in background, light, size and
 number of objects, so that a network which only sees one of them forgets the others, as with photographs.
+
+An image depends on the seed, its task, its split and its index alone, hence on the order of the random draws below.
 """
 
-import json
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
+from mtl_utils import layout
 from mtl_utils.files import UserError
-from mtl_utils.tasks import FOLDERS, IGNORE, IMAGENETTE_NAMES, SPLITS, TASKS, VOC_CLASSES, voc_palette
+from mtl_utils.tasks import IGNORE, IMAGENETTE_NAMES, SPLITS, TASKS, VOC_CLASSES, Task, voc_palette
 
-COLOURS = {  # the letters of the drawings; each object jitters its own copy
-    "k": (32, 32, 36), "d": (88, 88, 94), "l": (172, 174, 178), "w": (238, 236, 230), "g": (150, 195, 222),
-    "r": (198, 48, 44), "o": (226, 128, 46), "y": (236, 202, 62), "e": (62, 138, 62), "u": (58, 96, 182),
-    "n": (118, 76, 46), "t": (206, 168, 124), "s": (228, 182, 152), "p": (226, 142, 156), "v": (104, 108, 52),
-    "c": (76, 92, 116),
-}  # fmt: skip
+COLOURS = {  # RGB of the letters of the drawings; each object varies its own copy
+    "k": (32, 32, 36),  # black
+    "d": (88, 88, 94),  # dark grey
+    "l": (172, 174, 178),  # light grey
+    "w": (238, 236, 230),  # white
+    "g": (150, 195, 222),  # glass
+    "r": (198, 48, 44),  # red
+    "o": (226, 128, 46),  # orange
+    "y": (236, 202, 62),  # yellow
+    "e": (62, 138, 62),  # green
+    "u": (58, 96, 182),  # blue
+    "n": (118, 76, 46),  # brown
+    "t": (206, 168, 124),  # tan
+    "s": (228, 182, 152),  # skin
+    "p": (226, 142, 156),  # pink
+    "v": (104, 108, 52),  # olive
+    "c": (76, 92, 116),  # slate
+}
 # name|colours that its body (b; in shade: B) may have|primitives, back to front. A primitive is its kind, its colour
 # and numbers in percent of the unit square, y downwards: R(ectangle) and E(llipse) x0 y0 x1 y1, P(olygon) x y x y ...,
 # L(ine) width x y x y ..., O (a ring) width x0 y0 x1 y1.
@@ -94,220 +108,437 @@ parachute|ruo|Lk 1 4 42 50 84 96 42,Lk 1 27 44 50 84 73 44,
 """
 
 
-class Look(NamedTuple):
-    """How the images of one task look."""
+class ImageStyle(NamedTuple):
+    """What the images of one task have in common."""
 
-    short: tuple[int, int]  # pixels of the shorter side; the longer one has up to 4/3 of it
+    short: tuple[int, int]  # pixels of the shorter side, end excluded; the longer one has up to 4/3 of it
     objects: int  # the most objects in an image
-    spread: tuple[float, float]  # where their centres lie, as a fraction of the image's sides
+    centre: tuple[float, float]  # where the objects' centres lie, as a fraction of the image's sides
     side: tuple[float, float]  # of an object's unit square, as a fraction of the shorter side
-    ground: tuple[str, str, str]  # letters of the colours above the horizon, below it and of shapes without meaning
+    upper: str  # letters of the colours above the horizon
+    lower: str  # letters of the colours below the horizon
+    clutter: str  # letters of the colours of shapes that mean nothing
     light: tuple[float, float]  # the background's colours are multiplied by a number in this range
     noise: float  # strength of the background's texture
     blur: float  # radius of the background's blur in pixels
 
 
-LOOKS = {
-    # fields in the sun; streets at dusk; one thing before a colourful blur
-    "seg": Look((128, 145), 3, (0.2, 0.8), (0.5, 0.8), ("gwyt", "evyto", "evtyon"), (0.9, 1.2), 0.2, 0.5),
-    "det": Look((128, 145), 6, (0.15, 0.85), (0.2, 0.5), ("cd", "dcl", "kdlc"), (0.6, 1.0), 0.12, 0.5),
-    "cls": Look((112, 129), 1, (0.45, 0.55), (0.6, 0.8), ("rpue", "yopu", "rouyewp"), (0.9, 1.3), 0.05, 4.0),
+STYLES: dict[Task, ImageStyle] = {
+    # fields in the sun
+    "seg": ImageStyle(
+        short=(128, 145),
+        objects=3,
+        centre=(0.2, 0.8),
+        side=(0.5, 0.8),
+        upper="gwyt",
+        lower="evyto",
+        clutter="evtyon",
+        light=(0.9, 1.2),
+        noise=0.2,
+        blur=0.5,
+    ),
+    # streets at dusk
+    "det": ImageStyle(
+        short=(128, 145),
+        objects=6,
+        centre=(0.15, 0.85),
+        side=(0.2, 0.5),
+        upper="cd",
+        lower="dcl",
+        clutter="kdlc",
+        light=(0.6, 1.0),
+        noise=0.12,
+        blur=0.5,
+    ),
+    # one thing before a colourful blur
+    "cls": ImageStyle(
+        short=(112, 129),
+        objects=1,
+        centre=(0.45, 0.55),
+        side=(0.6, 0.8),
+        upper="rpue",
+        lower="yopu",
+        clutter="rouyewp",
+        light=(0.9, 1.3),
+        noise=0.05,
+        blur=4.0,
+    ),
 }
 COCO_CLASSES = {  # with COCO's own ids
     "person": 1, "bicycle": 2, "car": 3, "motorcycle": 4, "bus": 6,
     "truck": 8, "cat": 17, "dog": 18, "chair": 62, "tv": 72,
 }  # fmt: skip
+CROWD = "crowd"  # the name of a group of small persons, beside those of the classes
+CROWD_SIZE = 9  # persons in it
+DRAWN_AS = {"motorcycle": "motorbike", "tv": "tvmonitor", CROWD: "person"}
+CROWD_EVERY = 16  # detection images: one of so many has a crowd
+MIN_PIXELS = 36  # of an object in an image
+STAYS_VISIBLE = 0.6  # the least fraction of an object's pixels that later objects leave uncovered
+FIRST_NUMBER = {"train": 1, "val": 100_001}  # of a split's images; it is part of their names
+
+Size = tuple[int, int]  # height, width in pixels
+CocoRecord = dict[str, Any]  # of an image or an object, with COCO's keys
+CocoImage = tuple[CocoRecord, list[CocoRecord]]  # an image and its objects
 Pose = tuple[float, float, float]  # x and y of an object's centre and the side of its unit square, in pixels
-DRAWN_AS = {"motorcycle": "motorbike", "tv": "tvmonitor", "crowd": "person"}
 
 
-def parse_table() -> dict[str, tuple[str, list]]:
-    """For each class: the letters of its body's colours and its primitives as (kind, colour, numbers)."""
+class Primitive(NamedTuple):
+    """One shape of a drawing."""
+
+    kind: str  # its letter, see TABLE
+    colour: str  # a letter of COLOURS, or b or B for the body's colour
+    numbers: np.ndarray  # in percent of the unit square, see TABLE
+
+
+class Drawing(NamedTuple):
+    """How a class is drawn."""
+
+    body: str  # letters of the colours that its body may have
+    primitives: list[Primitive]  # back to front
+
+
+def parse_table() -> dict[str, Drawing]:
+    """TABLE as drawings by class name."""
     drawings = {}
-    for row in re.split(r"\n(?! )", TABLE.strip()):
+    for row in re.split(r"\n(?! )", TABLE.strip()):  # lines that begin with a space go on with the row
         name, body, parts = row.split("|")
-        split = [part.split() for part in parts.split(",")]
-        drawings[name] = body, [(head[0], head[1], np.array(rest, float)) for head, *rest in split]
+        primitives = [parse_primitive(part) for part in parts.split(",")]
+        drawings[name] = Drawing(body, primitives)
     return drawings
+
+
+def parse_primitive(text: str) -> Primitive:
+    """A primitive from "Pb 8 46 2 20": kind and colour, then numbers."""
+    letters, *numbers = text.split()
+    return Primitive(letters[0], letters[1], np.array(numbers, float))
 
 
 DRAWINGS = parse_table()
 
 
+# ---- one object
+
+
 def outline(kind: str, numbers: np.ndarray) -> np.ndarray:
     """The corners (K, 2) of a primitive in percent of the unit square; those of a line or ring without its width."""
     if kind in "PL":
-        return numbers[len(numbers) % 2 :].reshape(-1, 2)
+        first = len(numbers) % 2  # a line's width stands before its corners
+        return numbers[first:].reshape(-1, 2)
     x0, y0, x1, y1 = numbers[-4:]
     if kind == "R":
         return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
     turn = np.linspace(0, 2 * np.pi, 25)
-    return np.stack([x0 + x1 + (x1 - x0) * np.cos(turn), y0 + y1 + (y1 - y0) * np.sin(turn)], axis=1) / 2
+    x = x0 + x1 + (x1 - x0) * np.cos(turn)
+    y = y0 + y1 + (y1 - y0) * np.sin(turn)
+    return np.stack([x, y], axis=1) / 2
 
 
-def soft_noise(rng: np.random.Generator, height: int, width: int, cell: int) -> np.ndarray:
-    """Smooth random values (height, width, 1), float32, around 0 with bumps of about `cell` pixels."""
-    coarse = rng.standard_normal((height // cell + 2, width // cell + 2), dtype=np.float32)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))[..., None]
-
-
-def draw(brush: ImageDraw.ImageDraw, rng: np.random.Generator, drawing: tuple[str, list], pose: Pose) -> None:
+def draw_object(brush: ImageDraw.ImageDraw, rng: np.random.Generator, drawing: Drawing, pose: Pose) -> None:
     """Draw one object, a little turned, stretched and recoloured, and mirrored half of the time."""
-    body, parts = drawing
     x, y, side = pose
-    colours = dict(zip(COLOURS, rng.normal(list(COLOURS.values()), 14).clip(0, 255), strict=True))
+    colours = vary_colours(rng, drawing.body)
+    to_pixels = vary_shape(rng) * side / 100
+    for kind, letter, numbers in drawing.primitives:
+        red, green, blue = colours[letter].astype(int).tolist()
+        fill = (red, green, blue, 255)
+        corners = (outline(kind, numbers) - 50) @ to_pixels + (x, y)  # (K, 2), pixels
+        points = corners.ravel().tolist()
+        if kind in "LO":
+            width = max(2, round(numbers[0] * side / 100))
+            brush.line(points, fill, width, joint="curve")
+        else:
+            brush.polygon(points, fill)
+
+
+def vary_colours(rng: np.random.Generator, body: str) -> dict[str, np.ndarray]:
+    """One object's own copy of COLOURS, as (3,) float64, and its body's colour under b, in shade under B."""
+    means = list(COLOURS.values())
+    varied = rng.normal(means, 14).clip(0, 255)  # (16, 3)
+    colours = dict(zip(COLOURS, varied, strict=True))
     colours["b"] = colours[rng.choice(list(body))]
     colours["B"] = 0.7 * colours["b"]
-    angle, stretch, mirror = rng.normal(0, 0.12), rng.uniform(0.85, 1.15), rng.choice([-1, 1])
-    turn = np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
-    to_pixels = np.diag([mirror * stretch, 1 / stretch]) @ turn * side / 100
-    for kind, letter, numbers in parts:
-        colour = (*colours[letter].astype(int).tolist(), 255)
-        corners = ((outline(kind, numbers) - 50) @ to_pixels + (x, y)).ravel().tolist()
-        if kind in "LO":
-            brush.line(corners, colour, max(2, round(numbers[0] * side / 100)), joint="curve")
-        else:
-            brush.polygon(corners, colour)
+    return colours
 
 
-def paint(
-    rng: np.random.Generator, drawing: tuple[str, list], size: tuple[int, int], poses: list[Pose]
-) -> tuple[np.ndarray, np.ndarray]:
+def vary_shape(rng: np.random.Generator) -> np.ndarray:
+    """A random matrix (2, 2) that turns an object a little, stretches it and mirrors it half of the time."""
+    angle = rng.normal(0, 0.12)
+    stretch = rng.uniform(0.85, 1.15)
+    mirror = rng.choice([-1, 1])
+    cos, sin = np.cos(angle), np.sin(angle)
+    turn = np.array([(cos, sin), (-sin, cos)])
+    return np.diag([mirror * stretch, 1 / stretch]) @ turn
+
+
+def soft_noise(rng: np.random.Generator, size: Size, cell: int) -> np.ndarray:
+    """Smooth random values (H, W, 1), float32, around 0 with bumps of about `cell` pixels."""
+    height, width = size
+    coarse = rng.standard_normal((height // cell + 2, width // cell + 2), dtype=np.float32)
+    smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(smooth)[..., None]
+
+
+def paint(rng: np.random.Generator, drawing: Drawing, size: Size, poses: list[Pose]) -> tuple[np.ndarray, np.ndarray]:
     """Draw an object at each pose, all in the same light.
 
     Returns colours (H, W, 3) in 0..255 and how much of each pixel they cover, (H, W, 1) in 0..1; both float32.
     """
-    layer = Image.new("RGBA", (2 * size[1], 2 * size[0]))  # twice the size, for smooth edges
-    for pose in poses:
-        draw(ImageDraw.Draw(layer), rng, drawing, tuple(2 * value for value in pose))
+    height, width = size
+    layer = Image.new("RGBA", (2 * width, 2 * height))  # twice the size, for smooth edges
+    brush = ImageDraw.Draw(layer)
+    for x, y, side in poses:
+        draw_object(brush, rng, drawing, (2 * x, 2 * y, 2 * side))
     rgba = np.asarray(layer.reduce(2), dtype=np.float32)
-    light = rng.uniform(0.75, 1.15) + 0.12 * soft_noise(rng, *size, max(size))  # falls off in a random direction
-    return rgba[..., :3] * (light + 0.1 * soft_noise(rng, *size, 3)), rgba[..., 3:] / 255
+    brightness = rng.uniform(0.75, 1.15)
+    falloff = soft_noise(rng, size, max(size))  # of the light, in a random direction
+    grain = soft_noise(rng, size, 3)
+    light = brightness + 0.12 * falloff
+    colours = rgba[..., :3] * (light + 0.1 * grain)
+    cover = rgba[..., 3:] / 255
+    return colours, cover
 
 
-def background(rng: np.random.Generator, look: Look, size: tuple[int, int]) -> np.ndarray:
+# ---- one image
+
+
+def background(rng: np.random.Generator, style: ImageStyle, size: Size) -> np.ndarray:
     """A ground with a horizon, stripes, a texture and shapes that mean nothing: (H, W, 3) in 0..255, float32."""
-    upper, lower = (np.array(COLOURS[rng.choice(list(letters))], np.float32) for letters in look.ground[:2])
-    y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)[..., None] / size[0]
-    image = upper + (lower - upper) / (1 + np.exp((rng.uniform(0.3, 0.6) - y) * rng.uniform(4, 40)))
-    stripes = rng.uniform(0, 0.8) * np.sin(rng.uniform(10, 50) * (y + rng.uniform(-1, 1) * x))
-    texture = stripes + sum(soft_noise(rng, *size, cell) for cell in (2, 8, 32))
-    image = image * rng.uniform(*look.light) * (1 + look.noise * texture / 2)
-    parts = [(kind, rng.choice(list(look.ground[2])), rng.uniform(0, 100, 4 + 2 * (kind == "P"))) for kind in "REP"]
-    poses = rng.uniform((0, 0, 0.2 * size[0]), (size[1], size[0], 0.8 * size[0]), (rng.integers(1, 4), 3))
-    colours, cover = paint(rng, ("k", parts), size, poses)
-    image += 0.8 * cover * (colours * look.light[0] - image)
-    smooth = Image.fromarray(image.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(look.blur))
+    height, width = size
+    pixels = np.mgrid[:height, :width].astype(np.float32)
+    y, x = pixels[..., None] / height  # each (H, W, 1), in units of the height
+    ground = draw_horizon(rng, style, y)
+    stripes = draw_stripes(rng, y, x)
+    bumps = soft_noise(rng, size, 2) + soft_noise(rng, size, 8) + soft_noise(rng, size, 32)
+    texture = stripes + bumps
+    brightness = rng.uniform(*style.light)
+    image = ground * brightness * (1 + style.noise * texture / 2)
+    colours, cover = draw_clutter(rng, style, size)
+    image += 0.8 * cover * (colours * style.light[0] - image)
+    return blurred(image, style.blur)
+
+
+def draw_horizon(rng: np.random.Generator, style: ImageStyle, y: np.ndarray) -> np.ndarray:
+    """Two colours with a soft or sharp border at a random height: (H, W, 3) float32."""
+    upper = np.array(COLOURS[rng.choice(list(style.upper))], np.float32)
+    lower = np.array(COLOURS[rng.choice(list(style.lower))], np.float32)
+    height = rng.uniform(0.3, 0.6)
+    sharpness = rng.uniform(4, 40)
+    return upper + (lower - upper) / (1 + np.exp((height - y) * sharpness))
+
+
+def draw_stripes(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Soft stripes in a random direction, (H, W, 1) around 0."""
+    strength = rng.uniform(0, 0.8)
+    frequency = rng.uniform(10, 50)
+    slant = rng.uniform(-1, 1)
+    return strength * np.sin(frequency * (y + slant * x))
+
+
+def draw_clutter(rng: np.random.Generator, style: ImageStyle, size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Random shapes that mean nothing, one to three times: colours and cover as paint returns them."""
+    height, width = size
+    shapes = []
+    for kind, count in (("R", 4), ("E", 4), ("P", 6)):
+        colour = rng.choice(list(style.clutter))
+        shapes.append(Primitive(kind, colour, rng.uniform(0, 100, count)))
+    times = rng.integers(1, 4)
+    low = (0, 0, 0.2 * height)
+    high = (width, height, 0.8 * height)
+    poses = [(x, y, side) for x, y, side in rng.uniform(low, high, (times, 3))]
+    return paint(rng, Drawing("k", shapes), size, poses)
+
+
+def blurred(image: np.ndarray, radius: float) -> np.ndarray:
+    """An image (H, W, 3) in 0..255 after rounding down and a Gaussian blur, float32."""
+    pixels = image.clip(0, 255).astype(np.uint8)
+    smooth = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius))
     return np.asarray(smooth, dtype=np.float32)
 
 
-def place(rng: np.random.Generator, look: Look, size: tuple[int, int], name: str) -> list[Pose]:
+def choose_size(rng: np.random.Generator, style: ImageStyle) -> Size:
+    """Height and width of an image, portrait or landscape."""
+    short = rng.integers(*style.short)
+    longer = short * rng.uniform(1, 4 / 3)
+    height, width = rng.permutation([short, longer])
+    return int(height), int(width)
+
+
+def choose_poses(rng: np.random.Generator, style: ImageStyle, size: Size, name: str) -> list[Pose]:
     """Where an object goes; nine small ones side by side for a crowd."""
-    y, x = rng.uniform(*look.spread, 2) * size
-    side = rng.uniform(*look.side) * min(size)
-    if name != "crowd":
+    short = min(size)
+    y, x = rng.uniform(*style.centre, 2) * size
+    side = rng.uniform(*style.side) * short
+    if name != CROWD:
         return [(x, y, side)]
-    low, high = (x - side / 2, y - 5, 0.2 * min(size)), (x + side / 2, y + 5, 0.24 * min(size))
-    return rng.uniform(low, high, (9, 3)).tolist()
+    low = (x - side / 2, y - 5, 0.2 * short)
+    high = (x + side / 2, y + 5, 0.24 * short)
+    persons = rng.uniform(low, high, (CROWD_SIZE, 3))
+    return [(x, y, side) for x, y, side in persons]
 
 
-def compose(rng: np.random.Generator, look: Look, names: list[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def compose(rng: np.random.Generator, style: ImageStyle, names: list[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Put objects on a background, back to front; those that would hide much of an earlier one are left out.
 
     Returns the image (H, W, 3) uint8, the number of the object seen at each pixel (H, W) uint8 (0: none, 1: the first,
     ...) and the names of the objects in the picture. "crowd" stands for a group of small persons.
     """
-    short = rng.integers(*look.short)
-    size = tuple(int(pixels) for pixels in rng.permutation([short, short * rng.uniform(1, 4 / 3)]))
-    image, seen, placed, areas = background(rng, look, size), np.zeros(size, np.uint8), [], []
+    size = choose_size(rng, style)
+    image = background(rng, style, size)
+    seen = np.zeros(size, np.uint8)
+    placed: list[str] = []
+    least: list[float] = []  # pixels of each placed object that must stay visible
+    light = sum(style.light) / 2
     for name in names:
-        colours, cover = paint(rng, DRAWINGS[DRAWN_AS.get(name, name)], size, place(rng, look, size, name))
+        drawing = DRAWINGS[DRAWN_AS.get(name, name)]
+        poses = choose_poses(rng, style, size, name)
+        colours, cover = paint(rng, drawing, size, poses)
         solid = cover[..., 0] > 0.5
-        after = np.where(solid, len(placed) + 1, seen).astype(np.uint8)
-        visible = np.bincount(after.ravel(), minlength=len(placed) + 2)[1:]
-        if (visible >= 0.6 * np.array([*areas, 60])).all():
-            image += cover * (colours * sum(look.light) / 2 - image)
-            seen, placed, areas = after, [*placed, name], [*areas, solid.sum()]
-    image = image + 4 * rng.standard_normal(image.shape, dtype=np.float32)  # the camera's noise
-    return image.clip(0, 255).astype(np.uint8), seen, placed
+        number = len(placed) + 1
+        after = np.where(solid, number, seen).astype(np.uint8)
+        visible = np.bincount(after.ravel(), minlength=number + 1)[1:]  # pixels of each object
+        if (visible < [*least, MIN_PIXELS]).any():
+            continue
+        image += cover * (colours * light - image)
+        seen = after
+        placed.append(name)
+        least.append(STAYS_VISIBLE * solid.sum())
+    noise = rng.standard_normal(image.shape, dtype=np.float32)  # the camera's
+    pixels = (image + 4 * noise).clip(0, 255).astype(np.uint8)
+    return pixels, seen, placed
 
 
-def choose(rng: np.random.Generator, look: Look, names: tuple[str, ...], index: int) -> list[str]:
+def choose_objects(rng: np.random.Generator, style: ImageStyle, names: tuple[str, ...], index: int) -> list[str]:
     """The objects of image `index`: the first in turn, so that no class is missing, the others often persons."""
-    others = [*names, *["person"] * (len(names) // 2)]
-    return [names[index % len(names)], *rng.choice(others, rng.integers(0, look.objects)).tolist()]
+    first = names[index % len(names)]
+    persons = ["person"] * (len(names) // 2)
+    count = rng.integers(0, style.objects)
+    others = rng.choice([*names, *persons], count).tolist()
+    return [first, *others]
+
+
+# ---- the files
 
 
 def write_seg(folder: Path, number: int, index: int, rng: np.random.Generator) -> None:
     """An image and its palette mask: class indices, and IGNORE in a line one pixel wide around every object."""
-    image, seen, placed = compose(rng, LOOKS["seg"], choose(rng, LOOKS["seg"], VOC_CLASSES[1:], index))
-    mask = np.array([0, *(VOC_CLASSES.index(name) for name in placed)], np.uint8)[seen]
-    mask[np.asarray(Image.fromarray(seen).filter(ImageFilter.MaxFilter(3))) != seen] = IGNORE
+    style = STYLES["seg"]
+    names = choose_objects(rng, style, VOC_CLASSES[1:], index)
+    image, seen, placed = compose(rng, style, names)
+    indices = [0]  # the class of each object number; 0 is the background
+    indices += [VOC_CLASSES.index(name) for name in placed]
+    mask = np.array(indices, np.uint8)[seen]
+    grown = np.asarray(Image.fromarray(seen).filter(ImageFilter.MaxFilter(3)))
+    mask[grown != seen] = IGNORE
     picture = Image.fromarray(mask)
     picture.putpalette(voc_palette())
     picture.save(folder / f"2007_{number:06d}.png")
-    Image.fromarray(image).save(folder / f"2007_{number:06d}.jpg", quality=90)
+    save_photo(image, folder / f"2007_{number:06d}.jpg")
 
 
-def write_det(folder: Path, number: int, index: int, rng: np.random.Generator) -> tuple[dict, list[dict]]:
+def save_photo(image: np.ndarray, path: Path) -> None:
+    """Save an image (H, W, 3) uint8 as JPEG."""
+    Image.fromarray(image).save(path, quality=90)
+
+
+def write_det(folder: Path, number: int, index: int, rng: np.random.Generator) -> CocoImage:
     """An image; returns its COCO record and the annotations of its objects. Every 16th image has a crowd."""
-    first, *others = choose(rng, LOOKS["det"], tuple(COCO_CLASSES), index)
-    image, seen, placed = compose(rng, LOOKS["det"], [first, *["crowd"] * (index % 16 == 7), *others])
-    record = {"id": number, "file_name": f"{number:012d}.jpg", "width": seen.shape[1], "height": seen.shape[0]}
-    Image.fromarray(image).save(folder / record["file_name"], quality=90)
-    return record, [annotation(10 * number + i, number, name, seen == i + 1) for i, name in enumerate(placed)]
+    style = STYLES["det"]
+    names = choose_objects(rng, style, tuple(COCO_CLASSES), index)
+    if index % CROWD_EVERY == 7:
+        names.insert(1, CROWD)
+    image, seen, placed = compose(rng, style, names)
+    file_name = f"{number:012d}.jpg"
+    save_photo(image, folder / file_name)
+    height, width = seen.shape
+    record = {"id": number, "file_name": file_name, "width": width, "height": height}
+    annotations = []
+    for i, name in enumerate(placed):
+        annotations.append(annotation(10 * number + i, number, name, seen == i + 1))
+    return record, annotations
 
 
-def annotation(identifier: int, image: int, name: str, visible: np.ndarray) -> dict:
+def annotation(identifier: int, image: int, name: str, visible: np.ndarray) -> CocoRecord:
     """COCO's record of an object: the box, the area and the run lengths of its visible pixels (H, W), bool."""
-    rows, columns = visible.any(axis=1).nonzero()[0], visible.any(axis=0).nonzero()[0]
-    box = [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]]
-    changes = np.diff(visible.ravel(order="F"), prepend=False).nonzero()[0]  # COCO goes down the columns
     return {
         "id": identifier,
         "image_id": image,
-        "category_id": COCO_CLASSES["person" if name == "crowd" else name],
-        "bbox": [float(value) for value in box],
+        "category_id": COCO_CLASSES["person" if name == CROWD else name],
+        "bbox": enclosing_box(visible),
         "area": float(visible.sum()),
-        "iscrowd": int(name == "crowd"),
-        "segmentation": {"size": list(visible.shape), "counts": np.diff([0, *changes, visible.size]).tolist()},
+        "iscrowd": int(name == CROWD),
+        "segmentation": {"size": list(visible.shape), "counts": run_lengths(visible)},
     }
+
+
+def enclosing_box(visible: np.ndarray) -> list[float]:
+    """Left, top, width and height of the smallest box around the pixels of a mask (H, W), bool."""
+    columns = np.flatnonzero(visible.any(axis=0))
+    rows = np.flatnonzero(visible.any(axis=1))
+    left, top = columns[0], rows[0]
+    width = columns[-1] + 1 - left
+    height = rows[-1] + 1 - top
+    return [float(left), float(top), float(width), float(height)]
+
+
+def run_lengths(visible: np.ndarray) -> list[int]:
+    """COCO's uncompressed code of a mask (H, W), bool: lengths of runs of equal pixels, the first of unset ones."""
+    pixels = visible.ravel(order="F")  # COCO goes down the columns
+    changes = np.diff(pixels, prepend=False).nonzero()[0]
+    ends = [0, *changes, pixels.size]
+    return np.diff(ends).tolist()
 
 
 def write_cls(folder: Path, number: int, index: int, rng: np.random.Generator) -> None:
     """An image of one large object in the folder of its class."""
-    wnid, name = list(IMAGENETTE_NAMES.items())[index % len(IMAGENETTE_NAMES)]
-    image, _, _ = compose(rng, LOOKS["cls"], [name])
+    classes = list(IMAGENETTE_NAMES.items())
+    wnid, name = classes[index % len(classes)]
+    image, _, _ = compose(rng, STYLES["cls"], [name])
     (folder / wnid).mkdir(exist_ok=True)
-    Image.fromarray(image).save(folder / wnid / f"{wnid}_{number}.JPEG", quality=90)
+    save_photo(image, folder / wnid / f"{wnid}_{number}.JPEG")
+
+
+def all_images(counts: dict[str, int]) -> list[tuple[Task, str, int]]:
+    """Every image of the three sets as task, split and index; counts: images of each split."""
+    images = []
+    for task in TASKS:
+        for split in SPLITS:
+            images += [(task, split, index) for index in range(counts[split])]
+    return images
 
 
 def write_all(root: Path, counts: dict[str, int], seed: int) -> None:
     """Write every file; an image depends on the seed, its task, its split and its index alone."""
-    jobs = [(task, split, index) for task in TASKS for split in SPLITS for index in range(counts[split])]
-    records = {split: [] for split in SPLITS}
-    for task, split, index in tqdm(jobs, desc="Drawing synthetic images"):
-        folder = root / FOLDERS[task] / split
+    records: dict[str, list[CocoImage]] = {split: [] for split in SPLITS}
+    for task, split, index in tqdm(all_images(counts), desc="Drawing synthetic images"):
+        folder = layout.split_folder(root, task, split)
         folder.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng([seed, TASKS.index(task), SPLITS.index(split), index])
-        writer = {"seg": write_seg, "det": write_det, "cls": write_cls}[task]
-        record = writer(folder, 100_000 * SPLITS.index(split) + index + 1, index, rng)
-        records[split] += [record] if task == "det" else []
+        number = FIRST_NUMBER[split] + index
+        if task == "seg":
+            write_seg(folder, number, index, rng)
+        elif task == "det":
+            records[split].append(write_det(folder, number, index, rng))
+        else:
+            write_cls(folder, number, index, rng)
     for split in SPLITS:
-        write_annotations(root / FOLDERS["det"] / "annotations" / f"mini_instances_{split}2017.json", records[split])
+        write_annotations(layout.json_path(root, split), records[split])
 
 
-def write_annotations(path: Path, records: list[tuple[dict, list[dict]]]) -> None:
+def write_annotations(path: Path, records: list[CocoImage]) -> None:
     """COCO's JSON file from each image's record and annotations."""
+    images = []
+    annotations = []
+    for image, of_image in records:
+        images.append(image)
+        annotations += of_image
     content = {
         "info": {"description": "Images drawn by code"},
         "licenses": [],
-        "images": [image for image, _ in records],
-        "annotations": [annotation for _, annotations in records for annotation in annotations],
+        "images": images,
+        "annotations": annotations,
         "categories": [{"id": number, "name": name} for name, number in COCO_CLASSES.items()],
     }
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content))
+    layout.write_coco(path, content)
 
 
 def write_synthetic(root: Path, train: int = 120, val: int = 40, seed: int = 0) -> None:
@@ -320,17 +551,18 @@ def write_synthetic(root: Path, train: int = 120, val: int = 40, seed: int = 0) 
     if root.exists() and any(root.iterdir()):
         raise UserError(f"{root} holds something other than the three data sets: empty it or name another folder.")
     root.parent.mkdir(parents=True, exist_ok=True)
+    # drawn beside the root, then renamed: a stop half way leaves nothing behind
     with TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as temporary:
         draft = Path(temporary) / root.name
         write_all(draft, {"train": train, "val": val}, seed)
-        put(draft, root)
+        move_into_place(draft, root)
 
 
-def put(draft: Path, root: Path) -> None:
+def move_into_place(draft: Path, root: Path) -> None:
     """Move the drawn sets to `root`, unless another process (torchrun, a second notebook) drew them there meanwhile."""
     try:
         if root.exists():
-            root.rmdir()
+            root.rmdir()  # raises OSError unless it is empty
         draft.rename(root)
     except OSError:
         if not is_complete(root):
@@ -339,4 +571,4 @@ def put(draft: Path, root: Path) -> None:
 
 def is_complete(root: Path) -> bool:
     """Whether all three data sets are in `root`."""
-    return all((root / folder).is_dir() for folder in FOLDERS.values())
+    return all(layout.has_set(root, task) for task in TASKS)

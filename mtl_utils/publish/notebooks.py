@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
@@ -12,36 +13,40 @@ from nbconvert import HTMLExporter
 from tqdm.auto import tqdm
 
 from mtl_utils import files
-from mtl_utils.files import UserError, write_atomically
+from mtl_utils.files import UserError
+from mtl_utils.publish.readme import write_text
 
 REPORT = "report.html"
 HEADING = re.compile("^(##?) (.+)$", re.MULTILINE)  # of a section: the first of a cell
-EVERYWHERE = ("Setup", "Summary", "Exercises")  # sections that every notebook has: not worth a line in the contents
+EVERYWHERE = ("Setup", "Summary", "Exercises")  # sections of every notebook: not worth a line in the contents
 
 
 def execute_all(folder: Path) -> None:
     """Execute every notebook of notebooks/ into `folder`. Raises UserError naming the first cell that fails."""
-    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else every kernel prints the debugger's warning
     executed = []
     with tqdm(sorted(files.NOTEBOOKS.glob("*.ipynb")), desc="notebooks", unit="notebook") as bar:
         for path in bar:
             bar.set_postfix_str(path.stem)
-            executed.append(execute(path))
-            write_copies(executed[-1], folder, path.stem)
-    page, _ = HTMLExporter().from_notebook_node(joined(executed))
-    write_atomically(folder / REPORT, lambda file: file.write(page.encode()))
+            notebook = execute(path)
+            write_copies(notebook, folder, path.stem)
+            executed.append(notebook)
+    write_text(folder / REPORT, html_page(joined(executed)))
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
-    """One notebook, executed from top to bottom in a fresh kernel; the file itself is not changed."""
+    """One notebook, executed from top to bottom in a fresh kernel; the file itself is not changed.
+
+    Raises UserError where a cell fails or the kernel dies, KeyboardInterrupt on Ctrl-C.
+    """
     notebook = nbformat.read(path, as_version=4)
-    where = {"metadata": {"path": path.parent}}
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources=where)
+    resources = {"metadata": {"path": path.parent}}  # the kernel's working folder
+    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources=resources)
     try:
-        return client.execute(stderr=subprocess.DEVNULL)  # what kernels say there is for nobody
+        return client.execute(stderr=subprocess.DEVNULL)  # what the kernel itself prints is of no use to the reader
     except CellExecutionError as error:
-        last = f"{error.ename}: {error.evalue}"
-        raise UserError(f"{path.name} stopped at a cell with {last}: mend this, then run again.") from error
+        cause = f"{error.ename}: {error.evalue}"
+        raise UserError(f"{path.name} stopped at a cell with {cause}: mend this, then run again.") from error
     except DeadKernelError as error:
         raise UserError(f"{path.name}: its kernel died; was memory short? Run again to continue.") from error
     except AssertionError as error:  # on Ctrl-C nbclient ends the kernel itself, then stumbles over its absence
@@ -50,30 +55,53 @@ def execute(path: Path) -> nbformat.NotebookNode:
 
 def write_copies(notebook: nbformat.NotebookNode, folder: Path, name: str) -> None:
     """The executed notebook and its HTML page."""
+    write_text(folder / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
+    write_text(folder / f"{name}.html", html_page(notebook))
+
+
+def html_page(notebook: nbformat.NotebookNode) -> str:
+    """A notebook as one HTML page."""
     page, _ = HTMLExporter().from_notebook_node(notebook)
-    for ending, text in ((".ipynb", nbformat.writes(notebook) + "\n"), (".html", page)):
-        write_atomically(folder / (name + ending), lambda file, text=text: file.write(text.encode()))
+    return str(page)
 
 
 def joined(notebooks: list[nbformat.NotebookNode]) -> nbformat.NotebookNode:
     """Several notebooks as one, with a table of contents above."""
-    cells = [cell.copy() for notebook in notebooks for cell in notebook.cells]
-    lines = ["# Contents", ""]
-    for number, cell in enumerate(cells):
-        cell["id"] = f"cell{number}"  # some are alike in all notebooks
-        found = HEADING.search(cell.source) if cell.cell_type == "markdown" else None
-        if found and found[2] not in EVERYWHERE:
-            lines.append(f"{'    ' * (len(found[1]) - 1)}- [{found[2]}](#section{number})")
-            cell["source"] = f'<a id="section{number}"></a>\n\n{cell.source}'
-    about = {**notebooks[0].metadata, "title": "The whole report", "widgets": joined_widgets(notebooks)}
-    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("\n".join(lines)), *cells], metadata=about)
-
-
-def joined_widgets(notebooks: list[nbformat.NotebookNode]) -> dict:
-    """The states of all widgets (progress bars) of several notebooks, as one notebook's metadata holds them."""
-    merged: dict = {}
+    cells = []
     for notebook in notebooks:
-        for kind, content in notebook.metadata.get("widgets", {}).items():
-            states = merged.get(kind, {}).get("state", {})
-            merged[kind] = {**content, "state": states | content["state"]}
+        for cell in notebook.cells:
+            cells.append(cell.copy())
+
+    contents = ["# Contents", ""]
+    for number, cell in enumerate(cells):
+        cell["id"] = f"cell{number}"  # some cells have the same id in all notebooks
+        heading = section_heading(cell)
+        if heading is not None:
+            indent = "    " * (len(heading[1]) - 1)
+            contents.append(f"{indent}- [{heading[2]}](#section{number})")
+            cell["source"] = f'<a id="section{number}"></a>\n\n{cell.source}'
+
+    first = nbformat.v4.new_markdown_cell("\n".join(contents))
+    metadata = {**notebooks[0].metadata, "title": "The whole report", "widgets": joined_widgets(notebooks)}
+    return nbformat.v4.new_notebook(cells=[first, *cells], metadata=metadata)
+
+
+def section_heading(cell: nbformat.NotebookNode) -> re.Match[str] | None:
+    """The heading that a cell begins a section with: its number signs and its title. None where it begins none."""
+    if cell.cell_type != "markdown":
+        return None
+    heading = HEADING.search(cell.source)
+    if heading is None or heading[2] in EVERYWHERE:
+        return None
+    return heading
+
+
+def joined_widgets(notebooks: list[nbformat.NotebookNode]) -> dict[str, Any]:
+    """The states of all widgets (progress bars) of several notebooks, as one notebook's metadata holds them."""
+    merged: dict[str, Any] = {}
+    for notebook in notebooks:
+        widgets = notebook.metadata.get("widgets", {})
+        for kind, content in widgets.items():
+            earlier = merged.get(kind, {}).get("state", {})
+            merged[kind] = {**content, "state": earlier | content["state"]}
     return merged

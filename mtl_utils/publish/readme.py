@@ -1,109 +1,215 @@
-"""The results in both READMEs, made from figures/metrics.json and figures/study/."""
+"""The generated parts of three pages: the results in both READMEs, and the tables of runs beside the evidence.
+
+All of it is made from figures/metrics.json and figures/study/, and stands between two marks of a page.
+"""
 
 import re
+from dataclasses import dataclass
+from pathlib import Path
 
-from mtl_utils import files, forgetting
+from mtl_utils import files
 from mtl_utils.experiments import plans, tables
-from mtl_utils.experiments import results as results_module
-from mtl_utils.experiments.tables import evidence_table
-from mtl_utils.forgetting import drops, five_percent_rule, floors, verdict_text
+from mtl_utils.experiments.results import RunSummary, alone_values, read_results
+from mtl_utils.files import UserError
+from mtl_utils.forgetting import Drop, drops, five_percent_rule, verdict_text
 from mtl_utils.plots.studies import draw_study
-from mtl_utils.tasks import METRIC_NAMES
-
-README_WORDS = {  # what stands above and below the results table
-    "README.md": {
-        "header": ["after stage 3", "floor", "alone", "at its own stage", "final", "drop", "of baseline", "verdict"],
-        "evidence": {},
-        "about": "One run on the real mini sets: profile `{profile}`, seed {seed}, start `{start}`, {parameters:.1f} M "
-        "parameters, {minutes} minutes of training for the three stages ({device}).",
-        "seeds": "Mean ± standard deviation over {seeds} seeds: mIoU {mIoU}, mAP@50 {mAP@50}, Top-1 {Top-1}. "
-        "The 5 % rule against the tasks alone: {rule} in the mean, and for {passed} of {seeds} seeds by themselves.",
-    },
-    "README.zh-TW.md": {
-        "header": ["階段 3 之後", "下限", "單獨訓練", "該階段結束時", "最終", "下降", "與基準之比", "判定"],
-        "evidence": {
-            "run": "執行",
-            "seeds": "種子數",
-            "mIoU, % of alone": "mIoU，佔單獨訓練的 %",
-            "mAP@50, % of alone": "mAP@50，佔單獨訓練的 %",
-            "Top-1, % of alone": "Top-1，佔單獨訓練的 %",
-            "5 % rule": "5 % 規則",
-            "average": "平均",
-            "gain, %": "增益，%",
-            "forgetting": "遺忘",
-        },
-        "about": "真實資料上的一次執行：設定檔 `{profile}`、種子 {seed}、起始權重 `{start}`、"
-        "{parameters:.1f} M 個參數，三個階段的訓練時間為 {minutes} 分鐘（{device}）。",
-        "seeds": "{seeds} 個種子的平均 ± 標準差：mIoU {mIoU}、mAP@50 {mAP@50}、Top-1 {Top-1}。"
-        "以單獨訓練為準的 5 % 規則：平均 {rule}；逐一來看，{seeds} 個種子中有 {passed} 個通過。",
-    },
-}
-STUDIED = ("full", "quick")  # the profiles whose studies the READMEs show; in the last, all of it was run
+from mtl_utils.run import RunMetrics, read_metrics
+from mtl_utils.tasks import METRIC_NAMES, TASKS
 
 
-def read(name: str) -> str:
-    """The text of a file of the project."""
-    return (files.PROJECT / name).read_text(encoding="utf-8")
+@dataclass(frozen=True)
+class Wording:
+    """What one README says around its numbers; a word in braces stands for a number."""
+
+    header: tuple[str, ...]  # of the results table
+    headline: str
+    run: str  # about the committed run
+    retention: str  # about the default's means over seeds
+    comma: str  # between the numbers of two tasks
+
+
+ENGLISH = Wording(
+    header=("after stage 3", "floor", "single-task", "own stage", "final", "drop", "of baseline", "verdict"),
+    headline=(
+        "{parameters:.1f} M parameters (8 M are allowed). Mean ± standard deviation over {seeds} seeds on the real "
+        "mini sets: {scores}. The assignment's 5 % rule against single-task training: {verdict} in the mean, and for "
+        "{passed} of {seeds} seeds by themselves."
+    ),
+    run=(
+        "The table is one run: profile `{profile}`, seed {seed}, start `{start}`, {minutes} minutes of training for "
+        "the three stages ({device})."
+    ),
+    retention=(
+        "Over {seeds} seeds, the final value in per cent of the single-task baseline [95 % interval over val images]: "
+        "{retention}."
+    ),
+    comma=", ",
+)
+CHINESE = Wording(
+    header=("階段 3 之後", "下限", "單任務", "該階段結束時", "最終", "下降", "與基準之比", "判定"),
+    headline=(
+        "{parameters:.1f} M 個參數（上限 8 M）。真實資料上 {seeds} 個種子的平均 ± 標準差：{scores}。"
+        "以單任務訓練為基準的 5 % 規則：平均 {verdict}；逐一來看，{seeds} 個種子中有 {passed} 個通過。"
+    ),
+    run=(
+        "表中是一次執行：設定檔 `{profile}`、種子 {seed}、起始權重 `{start}`，"
+        "三個階段的訓練時間為 {minutes} 分鐘（{device}）。"
+    ),
+    retention="{seeds} 個種子的最終值佔單任務基準的百分比［對 val 影像重抽的 95 % 區間］：{retention}。",
+    comma="、",
+)
+READMES = {"README.md": ENGLISH, "README.zh-TW.md": CHINESE}
+STUDY_PAGE = "figures/study/README.md"
+PAGES = (*READMES, STUDY_PAGE)
+STUDIED = ("full", "quick")  # the profiles whose studies are shown; in the last one every run was made
 
 
 def remake_readmes() -> None:
-    """Make the results in both READMEs anew, and the pictures of the study in which all of it was run."""
+    """Make the generated parts of all pages anew, and the figures of the study in which every run was made."""
     draw_study(STUDIED[-1])
-    for name in README_WORDS:
-        (files.PROJECT / name).write_text(with_results(read(name), README_WORDS[name]), encoding="utf-8")
+    for name, wording in READMES.items():
+        write_page(name, with_results(read(name), wording))
+    write_page(STUDY_PAGE, with_studies(read(STUDY_PAGE)))
 
 
-def with_results(text: str, words: dict) -> str:
-    """A README's text with the results between their marks made anew from figures/metrics.json and figures/study/."""
-    metrics = forgetting.read_metrics(files.COMMITTED_METRICS)
-    minutes = " + ".join(f"{stage['minutes']:.0f}" for stage in metrics["stages"].values())
-    settings, start = metrics["settings"], metrics["initial_weights"].split(" ")[0]
-    facts = {"profile": settings["profile"], "seed": settings["seed"], "start": start, "minutes": minutes}
-    about = words["about"].format(**facts, device=metrics["device"], parameters=metrics["parameters"] / 1e6)
-    results = {profile: results_module.read_results(files.STUDY_RESULTS / profile) for profile in STUDIED}
-    alone = results_module.alone_values(results[settings["profile"]], settings["seed"])
-    seeds = words["seeds"].format(**seed_facts(results[settings["profile"]]))
-    text = between(text, "results", f"{results_markdown(metrics, alone, words['header'])}\n\n{about} {seeds}")
-    for profile in STUDIED:
-        text = between(text, f"study {profile}", evidence_markdown(results[profile], words["evidence"]))
-    return text
+# ---- pages and their marks
 
 
-def seed_facts(results: list[dict]) -> dict[str, str | int]:
-    """What the READMEs say of the default over its seeds: metrics, verdict, and how many seeds pass by themselves."""
-    row, each = (f(results, plans.REPLAY.name) for f in (tables.table_row, tables.seeds_table))
-    return {**row, "rule": row["5 % rule"], "passed": int((each["5 % rule"] == forgetting.verdict_text(True)).sum())}
+def read(page: str) -> str:
+    """The text of a page of the project."""
+    return (files.PROJECT / page).read_text(encoding="utf-8")
 
 
-def between(text: str, name: str, made: str) -> str:
-    """A text with something new between two marks."""
-    return re.sub(f"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{made}\n{m[2]}", text, flags=re.DOTALL)
+def write_page(page: str, text: str) -> None:
+    """Give a page a new text."""
+    write_text(files.PROJECT / page, text)
 
 
-def results_markdown(metrics: dict, alone: dict[str, float], header: list[str]) -> str:
-    """The README's results table under a header of eight words.
+def write_text(path: Path, text: str) -> None:
+    """Write a text file: it is whole or as it was before."""
+    write_bytes(path, text.encode())
 
-    The baseline of drop and verdict is the larger of a task's value at its own stage and what it reached learned alone.
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file of any kind: it is whole or as it was before."""
+    files.write_atomically(path, lambda file: file.write(content))
+
+
+def between(text: str, name: str, content: str) -> str:
+    """A text with new content between the mark of that name and the next end mark.
+
+    Raises UserError where the text has no such mark: its numbers would go out of step in silence.
     """
-    rows = [header, ["---"] * len(header)]
-    for own in drops(metrics):
-        task, floor = own["task"], floors(metrics)[own["task"]]
-        d = five_percent_rule(task, max(own["baseline"], alone.get(task, 0.0)), own["final"], floor)
-        kept = d["final"] / d["baseline"] if d["baseline"] else 0.0
-        single = f"{alone[task]:.3f}" if task in alone else "–"
-        values = [f"{own['baseline']:.3f}", f"{d['final']:.3f}", f"{d['drop']:+.3f}", f"{100 * kept:.0f} %"]
-        rows.append([METRIC_NAMES[task], f"{floor:.3f}", single, *values, verdict_text(d["pass"])])
-    return markdown(rows)
+    pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise UserError(f"A page lacks the marks <!-- {name} --> and <!-- end -->: restore them from its last version.")
+    return pattern.sub(lambda match: f"{match[1]}{content}\n{match[2]}", text)
 
 
 def markdown(rows: list[list[str]]) -> str:
-    """Rows of a table, the first two its header and rule, as markdown."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    """A table as markdown; the first row is its header."""
+    header, *body = rows
+    ruled = [header, ["---"] * len(header), *body]
+    lines = [f"| {' | '.join(row)} |" for row in ruled]
+    return "\n".join(lines)
 
 
-def evidence_markdown(results: list[dict], words: dict[str, str]) -> str:
-    """The table as markdown; `words` translates column names."""
-    table = evidence_table(results).fillna("–")
-    columns = [words.get(column, column) for column in ("run", *table.columns)]
-    rows = [[f"`{name}`", *table.loc[name]] for name in table.index]
-    return markdown([columns, ["---"] * len(columns), *rows])
+# ---- the READMEs
+
+
+def with_results(text: str, wording: Wording) -> str:
+    """A README's text with its headline and its results made anew."""
+    metrics = read_metrics(files.COMMITTED_METRICS)
+    results = read_results(files.STUDY_RESULTS / metrics.key.settings.profile)
+    words = seed_words(results, wording)
+
+    headline = wording.headline.format(parameters=metrics.parameters / 1e6, **words)
+    table = results_table(metrics, results, wording)
+    about = f"{about_run(metrics, wording)} {wording.retention.format(**words)}"
+
+    text = between(text, "headline", headline)
+    return between(text, "results", f"{table}\n\n{about}")
+
+
+def seed_words(results: list[RunSummary], wording: Wording) -> dict[str, str]:
+    """What is said of the default over its seeds: values, retention, verdict, and how many seeds pass by themselves."""
+    row = tables.table_row(results, plans.REPLAY.name)
+    seeds = tables.seeds_table(results, plans.REPLAY.name)
+    passed = seeds["5 % rule"] == verdict_text(True)
+
+    scores = []
+    retention = []
+    for task in TASKS:
+        name = METRIC_NAMES[task]
+        scores.append(f"{name} {row[name]}")
+        retention.append(f"{name} {row[f'{name}, % of alone']}")
+    return {
+        "seeds": row["seeds"],
+        "verdict": row["5 % rule"],
+        "passed": str(int(passed.sum())),
+        "scores": wording.comma.join(scores),
+        "retention": wording.comma.join(retention),
+    }
+
+
+def about_run(metrics: RunMetrics, wording: Wording) -> str:
+    """How the committed run was made."""
+    minutes = [f"{stage.minutes:.0f}" for stage in metrics.stages.values()]
+    return wording.run.format(
+        profile=metrics.key.settings.profile,
+        seed=metrics.key.settings.seed,
+        start=metrics.key.initial_weights.split(" ")[0],  # the label is the file's name and its hash
+        minutes=" + ".join(minutes),
+        device=metrics.device,
+    )
+
+
+def results_table(metrics: RunMetrics, results: list[RunSummary], wording: Wording) -> str:
+    """The README's table of the committed run, one row a task."""
+    single = alone_values(results, metrics.key.settings.seed)
+    rows = [list(wording.header)]
+    for own in drops(metrics.stage_metrics):
+        rows.append(results_row(own, single.get(own.task)))
+    return markdown(rows)
+
+
+def results_row(own: Drop, single: float | None) -> list[str]:
+    """One row of the table: drop and verdict are against the larger of the two baselines.
+
+    own: the rule against the value at the task's own stage. single: the single-task baseline, None without such a run.
+    """
+    baselines = [own.baseline]
+    if single is not None:
+        baselines.append(single)
+    drop = five_percent_rule(own.task, own.final, baselines, own.floor)
+    kept = drop.final / drop.baseline if drop.baseline else 0.0
+    return [
+        METRIC_NAMES[own.task],
+        f"{drop.floor:.3f}",
+        tables.MISSING if single is None else f"{single:.3f}",
+        f"{own.baseline:.3f}",
+        f"{drop.final:.3f}",
+        f"{drop.drop:+.3f}",
+        f"{100 * kept:.0f} %",
+        verdict_text(drop.passed),
+    ]
+
+
+# ---- the evidence
+
+
+def with_studies(text: str) -> str:
+    """The text of the evidence's page with the table of every profile made anew."""
+    for profile in STUDIED:
+        results = read_results(files.STUDY_RESULTS / profile)
+        text = between(text, f"study {profile}", evidence_table(results))
+    return text
+
+
+def evidence_table(results: list[RunSummary]) -> str:
+    """The runs of one profile as markdown."""
+    table = tables.evidence_table(results).fillna(tables.MISSING)
+    rows = [["run", *table.columns]]
+    for name in table.index:
+        rows.append([f"`{name}`", *table.loc[name]])
+    return markdown(rows)

@@ -1,52 +1,106 @@
 """Make a finished run the one that the repository shows: metrics, weights, notebooks and figures."""
 
-import hashlib
 import re
-import shutil
 from pathlib import Path
 
 import nbformat
 
-from mtl_utils import files, forgetting
+from mtl_utils import files
 from mtl_utils.files import UserError, write_json
-from mtl_utils.publish.readme import README_WORDS, read
-from mtl_utils.tasks import METRIC_NAMES, TASKS
+from mtl_utils.forgetting import drops
+from mtl_utils.prepare.root import SYNTHETIC
+from mtl_utils.publish.readme import PAGES, read, write_bytes, write_text
+from mtl_utils.run import RunMetrics, read_metrics
+from mtl_utils.tasks import METRIC_NAMES, TASKS, stage_name
+
+PICTURE = re.compile(r"\]\(([^)\s]+\.png)\)")  # the path of a figure in markdown, relative to the page
 
 
 def take_over(run: Path) -> None:
-    """Copy a finished run on real photographs into the repository: metrics, final weights, notebooks, figures."""
-    metrics = forgetting.read_metrics(run / "metrics.json")
-    forgetting.drops(metrics)  # says which stage is missing
-    if metrics["source"].startswith("synthetic"):
+    """Copy a finished run on real photographs into the repository: metrics, final weights, notebooks, figures.
+
+    Raises UserError when the run is unfinished, synthetic or lacks a figure.
+    """
+    metrics = read_metrics(run / "metrics.json")
+    drops(metrics.stage_metrics)  # raises where a stage is missing
+    if metrics.source.startswith(SYNTHETIC):
         raise UserError(f"{run} was made on synthetic sets: publish a run on real photographs.")
-    shown = set(re.findall(r"\(figures/(\w+\.png)\)", "".join(map(read, README_WORDS))))
-    copies = {run / "metrics.json": files.COMMITTED_METRICS}
-    copies[run / "stage3_classification.pt"] = files.COMMITTED_WEIGHTS
-    copies |= {run / "figures" / name: files.COMMITTED_METRICS.parent / name for name in shown}
-    for source, target in copies.items():
-        shutil.copyfile(source, target)
-    for path in run.glob("*.ipynb"):
+
+    copies = {
+        run / "metrics.json": files.COMMITTED_METRICS,
+        run / f"{stage_name(TASKS[-1])}.pt": files.COMMITTED_WEIGHTS,
+    }
+    for name in shown_figures():
+        copies[run / "figures" / name] = files.COMMITTED_METRICS.parent / name
+    copy_all(copies)
+
+    for path in sorted(run.glob("*.ipynb")):
         take_outputs(path, files.NOTEBOOKS / path.name)
     write_card(metrics)
 
 
+def shown_figures() -> list[str]:
+    """The names of the PNG files in figures/ itself that a page shows."""
+    figures = (files.PROJECT / "figures").resolve()
+    names = set()
+    for page in PAGES:
+        folder = (files.PROJECT / page).parent
+        for link in PICTURE.findall(read(page)):
+            path = (folder / link).resolve()
+            if path.parent == figures:
+                names.add(path.name)
+    return sorted(names)
+
+
+def copy_all(copies: dict[Path, Path]) -> None:
+    """Copy files, source to target. Nothing is written before all of them were read."""
+    contents = {}
+    for source, target in copies.items():
+        try:
+            contents[target] = source.read_bytes()
+        except OSError as error:
+            remedy = "execute the notebooks in that run first"
+            raise UserError(f"{source} cannot be read ({error.strerror}): {remedy}.") from error
+    for target, content in contents.items():
+        write_bytes(target, content)
+
+
 def take_outputs(executed: Path, target: Path) -> None:
-    """Give a notebook the outputs of its executed copy; its text may have been edited since, its code may not."""
-    new, notebook = (nbformat.read(path, as_version=4) for path in (executed, target))
-    theirs, ours = ([cell for cell in n.cells if cell.cell_type == "code"] for n in (new, notebook))
+    """Give a notebook the outputs of its executed copy.
+
+    Its text may have been edited since. Raises UserError where its code was.
+    """
+    new = nbformat.read(executed, as_version=4)
+    notebook = nbformat.read(target, as_version=4)
+    theirs = code_cells(new)
+    ours = code_cells(notebook)
     if [cell.source for cell in theirs] != [cell.source for cell in ours]:
         raise UserError(f"{target.name} has other code than {executed}: execute it in that run first.")
     for cell, done in zip(ours, theirs, strict=True):
-        cell.update(outputs=done.outputs, execution_count=done.execution_count, metadata=done.metadata)
-    notebook.metadata = new.metadata
-    target.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+        cell.outputs = done.outputs
+        cell.execution_count = done.execution_count
+        cell.metadata = done.metadata
+    notebook.metadata = new.metadata  # the states of widgets
+    write_text(target, nbformat.writes(notebook) + "\n")
 
 
-def write_card(metrics: dict) -> None:
-    """Say beside the committed weights what they are."""
-    scores = {METRIC_NAMES[task]: metrics["stages"]["cls"]["metrics"][task][METRIC_NAMES[task]] for task in TASKS}
-    minutes = {task: metrics["stages"][task]["minutes"] for task in TASKS}
-    digest = hashlib.sha256(files.COMMITTED_WEIGHTS.read_bytes()).hexdigest()
-    about = {key: metrics[key] for key in ("initial_weights", "source", "device", "written", "settings")}
-    card = {"file": files.COMMITTED_WEIGHTS.name, "sha256": digest, "val": scores, "minutes": minutes, **about}
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The code cells of a notebook."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def write_card(metrics: RunMetrics) -> None:
+    """Describe the committed weights in a JSON beside them: their hash, and the run that made them."""
+    final = metrics.stages[TASKS[-1]].metrics
+    card = {
+        "file": files.COMMITTED_WEIGHTS.name,
+        "sha256": files.sha256(files.COMMITTED_WEIGHTS),
+        "val": {METRIC_NAMES[task]: final[task].value for task in TASKS},
+        "minutes": {task: metrics.stages[task].minutes for task in TASKS},
+        "initial_weights": metrics.key.initial_weights,
+        "source": metrics.source,
+        "device": metrics.device,
+        "written": metrics.written,
+        "settings": metrics.key.settings.as_dict(),
+    }
     write_json(files.COMMITTED_WEIGHTS.with_suffix(".json"), card)

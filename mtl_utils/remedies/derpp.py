@@ -1,34 +1,58 @@
-"""DER++: replay of stored outputs beside stored labels."""
+"""DER++: replay of stored logits beside stored labels."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtl_utils.remedies.distances import task_channels
-from mtl_utils.training import Remedy
+from mtl_utils.model import UnifiedModel, task_channels
+from mtl_utils.replay import collect_head_features
+from mtl_utils.tasks import Task
+from mtl_utils.training import Remedy, Trainer, replayed_with_logits
 from mtl_utils.transforms import collate, eval_transform
 
 
 class DarkExperienceReplay(Remedy):
-    """P. Buzzega et al., "Dark Experience for General Continual Learning", NeurIPS 2020 (DER++).
+    """DER++: the logits that were stored with some samples are replayed beside the labels of others.
 
-    Beside the labels of some stored images, the raw outputs stored with others are replayed: squared distance between
-    what the head says now and what it said when the image was stored, in the channels of the tasks known by then.
+    loss = weight * sum over the earlier tasks of mean (z - h(x))^2, with h(x) the logits of a stored image x now and z
+    those stored with it, in the channels of the tasks known when they were stored.
+    P. Buzzega et al., "Dark Experience for General Continual Learning", NeurIPS 2020, section 3.
     """
 
     def __init__(self, weight: float):
         self.weight = weight
 
-    def step_loss(self, trainer) -> Tensor | float:
-        """The distances of all earlier tasks' stored outputs."""
-        return self.weight * sum((self.distance(trainer, task) for task in trainer.earlier), start=0.0)
+    def step_loss(self, trainer: Trainer) -> Tensor | float:
+        """The sum of the earlier tasks' distances from their stored logits."""
+        total: Tensor | float = 0.0
+        for task in trainer.earlier:
+            total = total + self.logit_distance(trainer, task)
+        return self.weight * total
 
-    def distance(self, trainer, task: str) -> Tensor:
-        """Mean squared distance for some stored images of one task."""
-        samples, stored = trainer.buffer.sample_with_logits(
-            task, trainer.settings.replay_per_task // 2, trainer.generator
-        )
-        images, _ = collate(samples, eval_transform(task, trainer.settings.train_size[task]), task)
-        grid = trainer.model.head[-1](trainer.model.head_features(images.to(trainer.device)))
-        split, known = trainer.model.head.split, (*trainer.settings.earlier(task), task)
-        old = stored.to(trainer.device)
-        return sum(F.mse_loss(task_channels(grid, split, t), task_channels(old, split, t)) for t in known)
+    def logit_distance(self, trainer: Trainer, task: Task) -> Tensor:
+        """Mean squared distance () from the logits stored with some samples of one task."""
+        settings = trainer.settings
+        count = replayed_with_logits(settings)
+        samples, stored = trainer.buffer.sample_with_logits(task, count, trainer.generator)
+        images, _ = collate(samples, eval_transform(task, settings.train_size[task]), task)
+        features = trainer.model.head_features(images.to(trainer.device))
+        logits = trainer.model.head.last(features)  # (B, C, h, w)
+        stored = stored.to(trainer.device)
+        split = trainer.model.head.split
+        distance = torch.zeros((), device=trainer.device)
+        for known in (*settings.earlier(task), task):  # the other channels were untrained when these were stored
+            now = task_channels(logits, split, known)
+            then = task_channels(stored, split, known)
+            distance = distance + F.mse_loss(now, then)
+        return distance
+
+    @torch.inference_mode()
+    def after_stage(self, trainer: Trainer, model: UnifiedModel) -> None:
+        """Store the logits of the stage's exemplars beside them: (N, C, h, w) float16, without augmentation."""
+        task, buffer = trainer.task, trainer.buffer
+        if task not in buffer.samples:  # a buffer without capacity
+            return
+        size = trainer.settings.train_size[task]
+        features = collect_head_features(model, buffer.samples[task], task, size, trainer.device)
+        logits = model.head.last(features.to(trainer.device))
+        buffer.stored_logits[task] = logits.half().cpu()

@@ -1,77 +1,111 @@
-"""How far the map of one network is from the map of another, cell by cell: what distillation makes smaller.
+"""How far a student's output map is from a teacher's, cell by cell: what distillation makes smaller.
 
-A map is what the head emits: (B, 5 + C_det + 21 + C_cls, h, w), cut by `split` as in model.UnifiedHead. Every distance
-is 0 where both say the same.
+A map is what the head emits: (B, 5 + C_det + 21 + C_cls, h, w) logits, cut by `split` as in model.UnifiedHead. The
+distances are 0 where both maps are equal, except for hard targets, where they are a cross-entropy.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtl_utils.detection import BOX, CLASSES, CONFIDENCE
+from mtl_utils.model import mean_over_cells
+from mtl_utils.tasks import Task
+
 TEMPERATURE = 2.0  # of soft targets (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; LwF uses 2)
-PSEUDO_OBJECT = 0.3  # confidence above which a cell of the old network's map counts as an object
+PSEUDO_OBJECT = 0.3  # confidence above which a cell of the teacher's map counts as an object
 SALIENT = 0.9  # part of an image's strongest edge above which a cell is salient, as in HAD's published code
+SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))  # derivative along x; its transpose is that along y
+
+# (student's, teacher's) class logits (B, C, ...) to a distance (B, ...)
+ClassDistance = Callable[[Tensor, Tensor], Tensor]
 
 
-def task_channels(grid: Tensor, split: tuple[int, ...], task: str) -> Tensor:
-    """The channels of one task of a map."""
-    return grid.float().split(split, dim=1)[("det", "seg", "cls").index(task)]
+def soft_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of class logits (B, C, ...) at a temperature T, over dimension 1: (B, ...).
 
-
-def kl_divergence(new: Tensor, old: Tensor, hard: bool = False) -> Tensor:
-    """Kullback-Leibler divergence of class logits (B, C, ...) over dimension 1: (B, ...).
-
-    Soft: both at a temperature, times its square so that gradients keep their size. Hard: the old network's best class
-    counts as the truth, which makes it a cross-entropy.
+    T^2 * sum_c p_c (ln p_c - ln q_c) with p = softmax(teacher / T) and q = softmax(student / T); the factor T^2 keeps
+    the size of the gradients (Hinton et al. 2015, section 2).
     """
-    t = 1.0 if hard else TEMPERATURE
-    p = F.one_hot(old.argmax(1), old.shape[1]).movedim(-1, 1).to(old) if hard else (old / t).softmax(1)
-    return t * t * (torch.xlogy(p, p) - p * (new / t).log_softmax(1)).sum(1)
+    p = (teacher / TEMPERATURE).softmax(1)
+    log_q = (student / TEMPERATURE).log_softmax(1)
+    divergence = torch.xlogy(p, p) - p * log_q  # xlogy: 0 where p is 0
+    return TEMPERATURE**2 * divergence.sum(1)
 
 
-def detection_distance(new: Tensor, old: Tensor, hard: bool = False) -> Tensor:
-    """Distance (B, h, w) of raw detection channels: confidence everywhere, box and class as far as the old is sure."""
-    sure = old[:, 4].sigmoid()
-    logits = F.binary_cross_entropy_with_logits
-    confidence = logits(new[:, 4], sure, reduction="none") - logits(old[:, 4], sure, reduction="none")
-    box = F.smooth_l1_loss(new[:, :4], old[:, :4], reduction="none").sum(1)
-    return confidence + sure * (box + kl_divergence(new[:, 5:], old[:, 5:], hard))
+def hard_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    """Cross-entropy of the student's class logits (B, C, ...) with the teacher's best class as the label: (B, ...)."""
+    labels = teacher.argmax(1)
+    return F.cross_entropy(student, labels, reduction="none")
 
 
-def distillation_distance(task: str, new: Tensor, old: Tensor, hard: bool = False) -> Tensor:
+def detection_distance(student: Tensor, teacher: Tensor, class_distance: ClassDistance) -> Tensor:
+    """Distance (B, h, w) of raw detection channels (B, 5 + C, h, w).
+
+    Confidence counts in every cell; box and class count in proportion to the teacher's confidence.
+    """
+    confidence = teacher[:, CONFIDENCE].sigmoid()  # (B, h, w)
+    bce = F.binary_cross_entropy_with_logits
+    cross_entropy = bce(student[:, CONFIDENCE], confidence, reduction="none")
+    entropy = bce(teacher[:, CONFIDENCE], confidence, reduction="none")  # what the cross-entropy is at its minimum
+    box_distance = F.smooth_l1_loss(student[:, BOX], teacher[:, BOX], reduction="none").sum(1)
+    class_distances = class_distance(student[:, CLASSES], teacher[:, CLASSES])
+    return cross_entropy - entropy + confidence * (box_distance + class_distances)
+
+
+def distillation_distance(task: Task, student: Tensor, teacher: Tensor, class_distance: ClassDistance) -> Tensor:
     """Distance of one task's channels (B, C, h, w): (B, h, w), or (B,) for classification, which is of the image."""
     if task == "det":
-        return detection_distance(new, old, hard)
+        return detection_distance(student, teacher, class_distance)
     if task == "cls":
-        new, old = new.mean((2, 3)), old.mean((2, 3))
-    return kl_divergence(new, old, hard)
+        return class_distance(mean_over_cells(student), mean_over_cells(teacher))
+    return class_distance(student, teacher)
 
 
-def plain_mean(task: str, gaps: Tensor, old: Tensor) -> Tensor:
-    """The mean over cells or images; for detection over the cells that the old network takes for objects."""
-    return gaps.sum() / old[:, 4].sigmoid().sum().clamp(min=1) if task == "det" else gaps.mean()
+def mean_distance(task: Task, distances: Tensor, teacher: Tensor) -> Tensor:
+    """The mean of distances over cells or images; for detection, the mean over the teacher's objects.
+
+    Nearly all cells of detection are background, so their sum is divided by the sum of the teacher's confidences.
+    """
+    if task != "det":
+        return distances.mean()
+    objects = teacher[:, CONFIDENCE].sigmoid().sum()
+    return distances.sum() / objects.clamp(min=1)
 
 
-def pseudo_labels(task: str, old: Tensor) -> Tensor:
-    """Which group of the old network's predictions a cell (or image) belongs to: its class; object or background."""
+def pseudo_labels(task: Task, teacher: Tensor) -> Tensor:
+    """The class that the teacher predicts for each cell or image; for detection 1 for an object, 0 for background.
+
+    teacher: one task's channels (B, C, h, w). Returns int64, (B, h, w) or, for classification, (B,).
+    """
     if task == "det":
-        return (old[:, 4].sigmoid() > PSEUDO_OBJECT).long()
-    return (old.mean((2, 3)) if task == "cls" else old).argmax(1)
+        return (teacher[:, CONFIDENCE].sigmoid() > PSEUDO_OBJECT).long()
+    if task == "cls":
+        return mean_over_cells(teacher).argmax(1)
+    return teacher.argmax(1)
 
 
-def class_balanced_mean(gaps: Tensor, group: Tensor) -> Tensor:
-    """The mean over the groups that occur of each group's own mean: a rare one counts as much as a common one."""
-    size = int(group.max()) + 1
-    count = group.flatten().bincount(minlength=size)
-    total = torch.zeros(size, device=gaps.device).index_add(0, group.flatten(), gaps.flatten())
-    return (total[count > 0] / count[count > 0]).mean()
+def class_balanced_mean(distances: Tensor, labels: Tensor) -> Tensor:
+    """The mean, over the labels that occur, of each label's own mean: a rare class counts as much as a common one."""
+    size = int(labels.max()) + 1
+    label = labels.flatten()
+    count = label.bincount(minlength=size)
+    total = torch.zeros(size, device=distances.device).index_add(0, label, distances.flatten())
+    occurs = count > 0
+    class_means = total[occurs] / count[occurs]
+    return class_means.mean()
 
 
-def edge_mean(gaps: Tensor) -> Tensor:
-    """The mean of gaps (B, h, w) over the cells where they change most abruptly, by Sobel's operator."""
-    sobel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=gaps.device)
-    steps = F.conv2d(gaps.detach()[:, None], torch.stack([sobel, sobel.T])[:, None], padding=1)
-    edges = steps.square().sum(1).sqrt()
-    low, high = edges.amin((1, 2), keepdim=True), edges.amax((1, 2), keepdim=True)
-    chosen = (edges - low) >= SALIENT * (high - low).clamp(min=1e-12)
-    return gaps[chosen].sum() / chosen.sum().clamp(min=1)
+def edge_mean(distances: Tensor) -> Tensor:
+    """The mean of distances (B, h, w) over the cells where they change most abruptly, by Sobel's operator."""
+    along_x = torch.tensor(SOBEL, device=distances.device)
+    kernels = torch.stack([along_x, along_x.T])  # (2, 3, 3)
+    gradient = F.conv2d(distances.detach()[:, None], kernels[:, None], padding=1)  # (B, 2, h, w)
+    edges = gradient.square().sum(1).sqrt()  # (B, h, w)
+    weakest = edges.amin((1, 2), keepdim=True)
+    strongest = edges.amax((1, 2), keepdim=True)
+    contrast = (strongest - weakest).clamp(min=1e-12)  # not 0, so that an image without edges does not fail
+    salient = edges - weakest >= SALIENT * contrast
+    return distances[salient].sum() / salient.sum().clamp(min=1)

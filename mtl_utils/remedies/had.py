@@ -2,21 +2,31 @@
 
 from torch import Tensor
 
-from mtl_utils.remedies.distances import class_balanced_mean, distillation_distance, edge_mean, pseudo_labels
+from mtl_utils.remedies.distances import (
+    class_balanced_mean,
+    distillation_distance,
+    edge_mean,
+    hard_cross_entropy,
+    pseudo_labels,
+)
 from mtl_utils.remedies.distillation import PreviousModelDistillation
+from mtl_utils.tasks import Task
 
 
 class HeterogeneityAware(PreviousModelDistillation):
-    """X. Zhang et al., "HAD", CVPR 2026 (arXiv 2603.26192): distillation for tasks of different output kinds.
+    """HAD: distillation for tasks of different output kinds.
 
-    Half of the loss is balanced over the kinds of predictions (each class, object or background counts alike), half is
-    taken at salient cells, where the distance itself has its edges. The paper has dense tasks only; here detection's
-    cells are the pixels, and classification has no salient half. Groups are averaged plainly where the published code
-    takes geometric means and weighs them again.
+    distance = (mean over predicted classes of the mean distance in each + mean distance at salient cells) / 2
+    X. Zhang et al., "HAD", CVPR 2026 (arXiv 2603.26192). The first half lets each predicted class, or object and
+    background, count alike; the second is taken where the distance itself has its edges. The paper has dense tasks
+    only; here detection's cells are the pixels, and classification has no salient half. Class means are averaged
+    plainly where the published code takes geometric means and weighs them again.
     """
 
-    def loss(self, task: str, new: Tensor, old: Tensor) -> Tensor:
-        """Hard targets, balanced and salient."""
-        gaps = distillation_distance(task, new, old, hard=True)
-        balanced = class_balanced_mean(gaps, pseudo_labels(task, old))
-        return balanced if task == "cls" else (balanced + edge_mean(gaps)) / 2
+    def distance(self, task: Task, student: Tensor, teacher: Tensor) -> Tensor:
+        """Hard targets, balanced over the predicted classes and, for dense tasks, taken at salient cells as well."""
+        distances = distillation_distance(task, student, teacher, hard_cross_entropy)
+        balanced = class_balanced_mean(distances, pseudo_labels(task, teacher))
+        if task == "cls":
+            return balanced
+        return (balanced + edge_mean(distances)) / 2

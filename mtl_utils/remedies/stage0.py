@@ -1,46 +1,56 @@
 """Distillation from stage 0's network, so that later stages keep what it learned from ImageNet."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mtl_utils import weights
-from mtl_utils.model import UnifiedModel
-from mtl_utils.remedies.distances import kl_divergence
-from mtl_utils.training import Remedy
+from mtl_utils.model import UnifiedModel, mean_over_cells
+from mtl_utils.remedies.distances import soft_kl
+from mtl_utils.tasks import Task
+from mtl_utils.training import Remedy, Trainer
 
 TEACHER_SIZE = 160  # pixels at most that stage 0's network sees: near the size that it has learned at, and cheap
 
 
 class Stage0Distillation(Remedy):
-    """Learning without forgetting of what stage 0 knows (Z. Li and D. Hoiem, ECCV 2016): no picture of it is needed.
+    """LwF for what stage 0 has learned; none of its images is needed.
 
-    A frozen copy of stage 0's network says of every new image how much it looks like each of stage 0's classes, and the
-    same linear classifier must read the same off the features of the network that learns.
+    loss = weight * mean over new images of T^2 KL(softmax(teacher / T) || softmax(student / T)), T = 2
+    Teacher and student are the logits of stage 0's classes: one linear classifier, which stage 0 has trained, reads
+    the mean features of stage 0's frozen network and those of the network that learns.
+    Z. Li and D. Hoiem, "Learning without Forgetting", ECCV 2016.
     """
 
-    def __init__(self, weight: float, content: dict):
+    def __init__(self, weight: float, content: dict[str, Any]):
         self.weight = weight
-        self.model = UnifiedModel(content["widths"], num_det=0, num_cls=0)
-        weights.load_stage0(self.model, content)
+        self.teacher = UnifiedModel(content["widths"], num_det=0, num_cls=0)
+        weights.load_stage0(self.teacher, content)
         self.classifier = weights.classifier(content)
-        self.model.requires_grad_(False).eval()
+        self.teacher.requires_grad_(False).eval()
         self.classifier.requires_grad_(False)
 
-    def read(self, hidden: Tensor) -> Tensor:
-        """Logits (B, C) of stage 0's classes from hidden features (B, width, h, w)."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self.classifier.to(hidden.device)(hidden.float().mean((2, 3)))
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits (B, C), float32, of stage 0's classes from head features (B, fuse + head, h, w)."""
+        classifier = self.classifier.to(features.device)
+        with torch.autocast(features.device.type, enabled=False):
+            logits: Tensor = classifier(mean_over_cells(features.float()))
+        return logits
 
     @torch.no_grad()
-    def targets(self, images: Tensor) -> Tensor:
-        """Logits (B, C) of what stage 0 says of images (B, 3, H, W) in [0, 1]."""
+    def teacher_logits(self, images: Tensor) -> Tensor:
+        """Stage 0's logits (B, C) of its classes for images (B, 3, H, W) in [0, 1]."""
         size = [min(side, TEACHER_SIZE) for side in images.shape[-2:]]
         small = F.interpolate(images, size, mode="bilinear", antialias=True)
-        return self.read(self.model.to(images.device).head_features(small))
+        features = self.teacher.to(images.device).head_features(small)
+        return self.logits(features)
 
-    def batch_loss(self, trainer, task: str, images: Tensor, hidden: Tensor) -> Tensor | float:
+    def batch_loss(self, trainer: Trainer, task: Task, images: Tensor, features: Tensor) -> Tensor | float:
         """New images only: replayed ones have been new before."""
         if task != trainer.task:
             return 0.0
-        return self.weight * kl_divergence(self.read(hidden), self.targets(images)).mean()
+        student = self.logits(features)
+        teacher = self.teacher_logits(images)
+        return self.weight * soft_kl(student, teacher).mean()

@@ -6,16 +6,18 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mtl_utils import files, weights
-from mtl_utils.cli import evaluate
+from mtl_utils.cli import evaluate, research
 from mtl_utils.cli import main as cli_main
 from mtl_utils.cli import run as cli_run
-from mtl_utils.experiments import pretraining, runner
+from mtl_utils.experiments import benchmark, pretraining, runner
 from mtl_utils.files import PROJECT
 from mtl_utils.prepare.root import Root
 from mtl_utils.publish import log as run_log
@@ -49,12 +51,43 @@ def marks(weights: Path, root: Path, *more: str) -> int:
     return evaluate.evaluate_command(["--weights", str(weights), "--data_root", str(root), *more])
 
 
-def test_marking_command_verbatim(trained, tiny_root):
-    command = [sys.executable, "eval.py", "--weights", trained / "stage3_classification.pt", "--data_root", tiny_root]
-    done = subprocess.run([*command, "--tasks", "all"], cwd=PROJECT, capture_output=True, text=True)
+# what belongs to figures, tables and notebooks: neither marking nor training waits for it
+PLOTTING = {"matplotlib", "seaborn", "pandas", "nbformat", "nbconvert", "IPython", "ipywidgets"}
+
+
+def in_a_fresh_process(*command, **environment) -> tuple[str, set[str]]:
+    """What a command of Python prints, and the packages that it imports."""
+    variables = os.environ | environment | {"PYTHONPROFILEIMPORTTIME": "1"}  # names every import on stderr
+    words = [sys.executable, *map(str, command)]
+    done = subprocess.run(words, cwd=PROJECT, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["mAP", "mAP@50", "mIoU", "Top-1"]
-    assert all("(floor " in line for line in done.stdout.splitlines())
+    packages = set()
+    for line in done.stderr.splitlines():
+        if line.startswith("import time:"):  # own time | with what it imports | name
+            packages.add(line.split("|")[2].strip().split(".")[0])
+    assert "torch" in packages
+    return done.stdout, packages
+
+
+def test_marking_command_verbatim(trained, tiny_root):
+    weights_file = trained / "stage3_classification.pt"
+    words = ["eval.py", "--weights", weights_file, "--data_root", tiny_root, "--tasks", "all"]
+    printed, packages = in_a_fresh_process(*words)
+    assert [line.split(":")[0] for line in printed.splitlines()] == ["mAP", "mAP@50", "mIoU", "Top-1"]
+    assert all("(floor " in line for line in printed.splitlines())
+    assert not packages & PLOTTING
+
+
+def test_training_imports_no_plotting(trained, tiny_root):
+    """The command on a run that is finished: all that it does but the steps themselves."""
+    lines = "import json, sys; from mtl_utils.settings import PROFILES, Settings; "
+    lines += "PROFILES['smoke'] = Settings(**json.loads(sys.argv.pop(1))); "
+    lines += "from mtl_utils.cli.main import main; sys.exit(main())"
+    words = ["train", "--resume", "--profile", "smoke", "--name", trained.name, "--data-root", tiny_root]
+    chosen = {"MTL_RUNS": str(trained.parent), "MTL_IMAGENET_WEIGHTS": "nothing"}
+    printed, packages = in_a_fresh_process("-c", lines, json.dumps(TINY.as_dict()), *words, **chosen)
+    assert printed.count("baseline=") == 3
+    assert not packages & PLOTTING
 
 
 def test_marks_are_the_values_of_the_run(trained, tiny_root, tmp_path):
@@ -121,6 +154,7 @@ def test_weights_for_other_classes(trained, tiny_root, tmp_path, capsys):
 def tiny_profile(monkeypatch, tmp_path):
     monkeypatch.setitem(PROFILES, "smoke", TINY)
     monkeypatch.setattr(files, "PROJECT", tmp_path)
+    monkeypatch.delenv("MTL_RUNS", raising=False)
     monkeypatch.setenv(weights.VARIABLE, weights.NOTHING)
 
 
@@ -135,17 +169,51 @@ def test_train_then_resume(tiny_profile, tiny_root, capsys, monkeypatch):
     assert "with --resume" in capsys.readouterr().err
 
 
-def test_train_without_replay_says_so_in_its_settings(tiny_profile, tiny_root, tmp_path):
+def stop_after_a_stage(monkeypatch):
+    """Let `train` be stopped when its first stage is done: metrics.json is there from then on."""
+
+    def first_stage(*arguments):
+        run_stage(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_run, "run_stage", first_stage)
+
+
+def test_train_without_replay_says_so_in_its_settings(tiny_profile, tiny_root, tmp_path, monkeypatch):
+    stop_after_a_stage(monkeypatch)
     command = ["train", "--profile", "smoke", "--name", "x", "--no-replay", "--data-root", str(tiny_root)]
-    assert cli_main.main(command) == 0
+    assert cli_main.main(command) == 130
     assert json.loads((tmp_path / "runs" / "x" / "metrics.json").read_text())["settings"]["replay_per_task"] == 0
 
 
-@pytest.mark.xfail(strict=True, reason="mended next")
 def test_a_named_run_lies_in_the_folder_of_runs(tiny_root, tmp_path, monkeypatch):
     monkeypatch.setenv("MTL_RUNS", str(tmp_path / "elsewhere"))
     words = ["train", "--profile", "smoke", "--name", "mine", "--data-root", str(tiny_root)]
     assert cli_run.open_run(cli_main.make_parser().parse_args(words)).folder == tmp_path / "elsewhere" / "mine"
+
+
+def test_stage_0_keeps_its_state_in_the_folder_of_runs(tiny_root, tmp_path, monkeypatch):
+    asked = []
+    card = SimpleNamespace(top1=0.5, classes=10, minutes=1.0)
+    monkeypatch.setenv("MTL_RUNS", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(pretraining, "pretrain", lambda *arguments: asked.append(arguments) or card)
+    assert cli_main.main(["pretrain", "--images", str(tiny_root), "--out", str(tmp_path / "x.pt")]) == 0
+    assert asked == [([tiny_root], "mobilenetv2", 3, tmp_path / "x.pt", tmp_path / "elsewhere" / "stage0")]
+
+
+@pytest.mark.parametrize("kind", ["real", "synthetic"])
+def test_a_study_lies_in_the_folder_of_runs(kind, tiny_root, tmp_path, monkeypatch):
+    """Its results too, where they rest on rendered pictures."""
+    asked = []
+    monkeypatch.setenv("MTL_RUNS", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(files, "STUDY_RESULTS", tmp_path / "figures")
+    monkeypatch.setattr(runner, "run_study", lambda *arguments: asked.append(arguments[-2:]))
+    chosen_by = "synthetic" if kind == "synthetic" else "--data-root"
+    monkeypatch.setattr(research, "find_root", lambda given: Root(tiny_root, chosen_by))
+    assert cli_main.main(["study", "--profile", "smoke", "--data-root", str(tiny_root), "--what", "seeds"]) == 0
+    folder = tmp_path / "elsewhere" / f"study-smoke-{kind}"
+    results = tmp_path / "figures" / "smoke" if kind == "real" else folder / "results"
+    assert asked == [(folder, results)]
 
 
 def test_wrong_data_root_is_one_sentence(tmp_path, capsys):
@@ -167,7 +235,8 @@ def test_fold_makes_a_root_of_the_training_set(tiny_root, tmp_path):
     assert cli_main.main(["data", "fold", str(tiny_root), str(tmp_path / "fold")]) == 1
 
 
-def test_bench_names_a_ratio_for_every_stage(tiny_profile, tiny_root, capsys):
+def test_bench_names_a_ratio_for_every_stage(tiny_profile, tiny_root, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "throughput", partial(benchmark.throughput, steps=1))
     assert cli_main.main(["bench", "--profile", "smoke", "--data-root", str(tiny_root)]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["segmentation", "detection", "classification"]
@@ -181,7 +250,8 @@ def test_pretrain_then_train_from_it(tiny_profile, tiny_root, tmp_path, capsys, 
     assert cli_main.main(command) == 0
     assert "of 10 classes" in capsys.readouterr().out
     monkeypatch.setenv(weights.VARIABLE, str(out))
-    assert cli_main.main(["train", "--profile", "smoke", "--name", "warm", "--data-root", str(tiny_root)]) == 0
+    stop_after_a_stage(monkeypatch)
+    assert cli_main.main(["train", "--profile", "smoke", "--name", "warm", "--data-root", str(tiny_root)]) == 130
     assert json.loads((tmp_path / "runs" / "warm" / "metrics.json").read_text())["initial_weights"].startswith(
         "stage0.pt "
     )

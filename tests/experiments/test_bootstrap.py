@@ -1,4 +1,4 @@
-"""The bootstrap over images: each draw against the metric of a set that holds just these images."""
+"""The bootstrap over images: each resample against the metric of a set that holds just these images."""
 
 import numpy as np
 import pytest
@@ -12,27 +12,27 @@ from mtl_utils.experiments import bootstrap
 
 def seg_set(count: int) -> tuple[ListSet, list]:
     masks = [torch.randint(0, 4, (12, 10), dtype=torch.uint8) for _ in range(count)]
-    guesses = [torch.where(torch.rand(12, 10) < 0.6, mask, torch.randint(0, 4, (12, 10)).byte()) for mask in masks]
-    return ListSet("seg", [(photo(12, 10), {"mask": tv_tensors.Mask(mask)}) for mask in masks]), guesses
+    predictions = [torch.where(torch.rand(12, 10) < 0.6, mask, torch.randint(0, 4, (12, 10)).byte()) for mask in masks]
+    return ListSet("seg", [(photo(12, 10), {"mask": tv_tensors.Mask(mask)}) for mask in masks]), predictions
 
 
-def test_draws_of_segmentation_are_the_metric_of_their_images():
-    dataset, guesses = seg_set(5)
+def test_resamples_of_segmentation_are_the_metric_of_their_images():
+    dataset, predictions = seg_set(5)
     indices = bootstrap.resample_indices(5, 20)
-    found = bootstrap.bootstrap_segmentation(dataset, guesses, indices)
-    for draw, value in zip(indices, found, strict=True):
-        own = ListSet("seg", [dataset.samples[i] for i in draw])
-        assert value == pytest.approx(segmentation_metrics(own, [guesses[i] for i in draw])["mIoU"])
+    values = bootstrap.bootstrap_segmentation(dataset, predictions, indices)
+    for chosen, value in zip(indices, values, strict=True):
+        own = ListSet("seg", [dataset.samples[i] for i in chosen])
+        assert value == pytest.approx(segmentation_metrics(own, [predictions[i] for i in chosen]).value)
 
 
-def test_draws_of_classification_are_the_metric_of_their_images():
+def test_resamples_of_classification_are_the_metric_of_their_images():
     labels = torch.randint(0, 3, (7,))
     dataset = ListSet("cls", [(photo(8, 8), {"label": label}) for label in labels])
-    guesses, indices = list(torch.rand(7, 3)), bootstrap.resample_indices(7, 20)
-    found = bootstrap.bootstrap_classification(dataset, guesses, indices)
-    for draw, value in zip(indices, found, strict=True):
-        own = ListSet("cls", [dataset.samples[i] for i in draw])
-        assert value == pytest.approx(classification_metrics(own, [guesses[i] for i in draw])["Top-1"])
+    predictions, indices = list(torch.rand(7, 3)), bootstrap.resample_indices(7, 20)
+    values = bootstrap.bootstrap_classification(dataset, predictions, indices)
+    for chosen, value in zip(indices, values, strict=True):
+        own = ListSet("cls", [dataset.samples[i] for i in chosen])
+        assert value == pytest.approx(classification_metrics(own, [predictions[i] for i in chosen]).value)
 
 
 def random_detections(target: dict) -> dict:
@@ -44,30 +44,30 @@ def random_detections(target: dict) -> dict:
     return {"boxes": boxes, "scores": torch.rand(len(labels)), "labels": labels}
 
 
-def test_draws_of_detection_are_the_metric_of_their_images(tmp_path):
+def test_resamples_of_detection_are_the_metric_of_their_images(tmp_path):
     corners = lambda: (torch.rand(2) * 40).tolist()  # noqa: E731
     targets = []
     for _ in range(6):
         boxes = [[x, y, x + 25, y + 30] for x, y in (corners() for _ in range(3))]
         targets.append(objects(boxes, torch.randint(0, 3, (3,)).tolist(), [False, False, len(targets) == 2]))
-    guesses = [random_detections(target) for target in targets]
+    predictions = [random_detections(target) for target in targets]
     indices = bootstrap.resample_indices(6, 12)
     dataset = det_set(tmp_path / "all", targets)
     dataset.ids.reverse(), dataset.samples.reverse()  # the order of the set is not that of its ids
-    found = bootstrap.bootstrap_detection(dataset, guesses[::-1], indices)
-    for n, (draw, value) in enumerate(zip(indices, found, strict=True)):
-        picks = [5 - i for i in draw]
+    values = bootstrap.bootstrap_detection(dataset, predictions[::-1], indices)
+    for n, (chosen, value) in enumerate(zip(indices, values, strict=True)):
+        picks = [5 - i for i in chosen]
         own = det_set(tmp_path / str(n), [targets[i] for i in picks])
-        assert value == pytest.approx(detection_metrics(own, [guesses[i] for i in picks])["mAP@50"])
+        assert value == pytest.approx(detection_metrics(own, [predictions[i] for i in picks]).value)
 
 
-def test_the_draw_of_every_image_once_is_the_set():
-    dataset, guesses = seg_set(4)
-    found = bootstrap.bootstrap_segmentation(dataset, guesses, np.arange(4)[None])
-    assert found[0] == pytest.approx(segmentation_metrics(dataset, guesses)["mIoU"])
+def test_the_resample_of_every_image_once_is_the_set():
+    dataset, predictions = seg_set(4)
+    values = bootstrap.bootstrap_segmentation(dataset, predictions, np.arange(4)[None])
+    assert values[0] == pytest.approx(segmentation_metrics(dataset, predictions).value)
 
 
-def test_draws_are_the_same_for_every_run():
+def test_resamples_are_the_same_for_every_run():
     assert np.array_equal(bootstrap.resample_indices(60), bootstrap.resample_indices(60))
     assert bootstrap.resample_indices(60).shape == (1000, 60)
 
@@ -75,7 +75,7 @@ def test_draws_are_the_same_for_every_run():
 def test_interval_of_a_proportion_agrees_with_the_textbook():
     """48 hits of 60: .8 with a standard error of sqrt(.8 * .2 / 60) = .0516, so about .70 to .90."""
     dataset = ListSet("cls", [(photo(8, 8), {"label": torch.tensor(int(i < 48))}) for i in range(60)], CLASSES)
-    draws = bootstrap.bootstrap_metric(dataset, [torch.tensor([0.0, 1.0, 0.0])] * 60)
-    low, high = bootstrap.interval(draws)
-    assert draws.std() == pytest.approx(0.0516, abs=0.004)
+    values = bootstrap.bootstrap_metric(dataset, [torch.tensor([0.0, 1.0, 0.0])] * 60)
+    low, high = bootstrap.interval(values)
+    assert values.std() == pytest.approx(0.0516, abs=0.004)
     assert (low, high) == (pytest.approx(0.70, abs=0.02), pytest.approx(0.90, abs=0.02))

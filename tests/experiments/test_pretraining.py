@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import asdict
 from zipfile import ZipFile
 
 import pytest
@@ -81,20 +82,22 @@ def test_every_20th_picture_is_held_out(folder, tmp_path):
 
 def test_it_learns_and_leaves_weights_with_a_card(folder, tmp_path, monkeypatch):
     out = tmp_path / "weights" / "stage0_paper.pt"
-    about = pretrain([folder], "paper", 6, out, tmp_path / "run")
+    card = pretrain([folder], "paper", 6, out, tmp_path / "run")
     losses = [entry["loss"] for entry in checkpoint.load(tmp_path / "run" / "stage0_paper.state.pt")["history"]]
     assert losses[-1] < losses[0]
-    assert about == json.loads(out.with_suffix(".json").read_text())
-    assert about["pictures"] == 22 and about["classes"] == 3 and about["start"] == "nothing"
+    assert asdict(card) == json.loads(out.with_suffix(".json").read_text())
+    assert (card.pictures, card.classes, card.start) == (22, 3, "nothing")
     content = checkpoint.load(out)
     assert all(v.dtype == torch.float16 for part in ("model", "classifier") for v in content[part].values())
     assert content["classes"] == list(COLOURS) and content["classifier"]["weight"].shape == (3, 256)
-    assert about["parameters"] == sum(v.numel() for v in content["model"].values())
+    assert card.parameters == sum(v.numel() for v in content["model"].values())
     monkeypatch.setenv(weights.VARIABLE, str(out))
-    assert weights.load_starting_weights(UnifiedModel("paper", 10, 10)).startswith("stage0_paper.pt")
+    start = weights.find_starting_weights("paper")
+    weights.load_starting_weights(UnifiedModel("paper", 10, 10), start)
+    assert start.label.startswith("stage0_paper.pt")
 
 
-def test_a_model_that_starts_from_it_knows_its_classes(folder, tmp_path, monkeypatch):
+def test_a_model_that_starts_from_it_predicts_its_classes(folder, tmp_path, monkeypatch):
     stage = Stage0(Pictures([folder]), "paper", 12, tmp_path / "state.pt")
     while len(stage.history) < 12:
         stage.epoch()
@@ -105,7 +108,7 @@ def test_a_model_that_starts_from_it_knows_its_classes(folder, tmp_path, monkeyp
     checkpoint.save(tmp_path / "stage0.pt", stage.result())
     monkeypatch.setenv(weights.VARIABLE, str(tmp_path / "stage0.pt"))
     model = UnifiedModel("paper", 1, 3)
-    weights.load_starting_weights(model, tuple(COLOURS))
+    weights.load_starting_weights(model, weights.find_starting_weights("paper"), tuple(COLOURS))
     assert torch.allclose(model.eval()(images).classification, wanted, atol=0.1)
     assert wanted.argmax(1).tolist() == [0, 1, 2]
 
@@ -115,8 +118,8 @@ def test_it_does_not_start_from_what_it_left_itself(folder, tmp_path, monkeypatc
     monkeypatch.delenv(weights.VARIABLE)
     out = tmp_path / "weights" / "stage0_paper.pt"
     for again in ("first", "second"):
-        assert pretrain([folder], "paper", 1, out, tmp_path / again)["start"] == "nothing"
-    assert weights.weights_label("paper").startswith("stage0_paper.pt ")
+        assert pretrain([folder], "paper", 1, out, tmp_path / again).start == "nothing"
+    assert weights.find_starting_weights("paper").label.startswith("stage0_paper.pt ")
 
 
 def test_a_stopped_run_ends_with_the_same_weights(folder, tmp_path):
@@ -125,13 +128,13 @@ def test_a_stopped_run_ends_with_the_same_weights(folder, tmp_path):
     stage = Stage0(Pictures([folder]), "paper", 3, tmp_path / "b" / "stage0_paper.state.pt")
     stage.epoch()
     stage.save()
-    torch.rand(3)  # whatever chance was used in between must not matter
+    torch.rand(3)  # whatever was drawn in between must not matter
     pretrain([folder], "paper", 3, stopped, tmp_path / "b")
     ends = [checkpoint.load(path)["model"] for path in (straight, stopped)]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
-def test_a_pretrained_trunk_rests_in_the_first_epoch_and_its_early_layers_always(folder, tmp_path, monkeypatch):
+def test_a_pretrained_trunk_is_frozen_in_the_first_epoch_and_its_early_layers_always(folder, tmp_path, monkeypatch):
     out = tmp_path / "first.pt"
     pretrain([folder], "paper", 1, out, tmp_path / "first")
     monkeypatch.setenv(weights.VARIABLE, str(out))

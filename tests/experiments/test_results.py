@@ -1,27 +1,42 @@
 """Retention, its intervals and the forgetting numbers from hand-made summaries."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from mtl_utils import files
+from mtl_utils.evaluation import TaskMetrics
 from mtl_utils.experiments import results as results_module
 from mtl_utils.experiments import tables
+from mtl_utils.experiments.results import Estimate, RunSummary
 from mtl_utils.files import UserError
+from mtl_utils.forgetting import five_percent_rule, forgetting_numbers
 from mtl_utils.plots import explorer, studies
 from mtl_utils.publish import readme
-from mtl_utils.tasks import METRIC_NAMES
+from mtl_utils.settings import Settings
 
 
-def run(name, rows, draws=None, seed=0, changes=None):
+def run(name, rows, draws=None, seed=0, changes=None, floor=0.0):
     """A summary; rows: {stage: {task: metric}}, draws: {stage: {task: values}} (default: the metrics, twice)."""
-    metrics = {s: {t: {METRIC_NAMES[t]: v, "floor": 0.0} for t, v in row.items()} for s, row in rows.items()}
+    metrics = {}
+    for stage, row in rows.items():
+        metrics[stage] = {task: TaskMetrics(task, value, floor, per_class={}, images=0) for task, value in row.items()}
     draws = draws or {s: {t: [round(1e4 * v)] * 2 for t, v in row.items()} for s, row in rows.items()}
-    return {
-        "name": name,
-        "overrides": changes or {},
-        "settings": {"seed": seed},
-        "metrics": metrics,
-        "bootstrap_draws": draws,
-    }
+    return RunSummary(
+        name=name,
+        overrides=changes or {},
+        settings=Settings(seed=seed, **(changes or {})),
+        data_fingerprint="0123",
+        initial_weights="nothing",
+        source="by hand",
+        device="cpu",
+        minutes={},
+        metrics=metrics,
+        val_curve={},
+        bootstrap_draws=draws,
+    )
 
 
 AFTER = {"seg": {"seg": 0.5}, "det": {"seg": 0.52, "det": 0.2}, "cls": {"seg": 0.48, "det": 0.19, "cls": 0.9}}
@@ -31,47 +46,51 @@ RESULTS = [REPLAY, ALONE_DET, ALONE_CLS]
 
 
 def test_retention_is_against_the_task_alone():
-    kept = {task: results_module.retention(RESULTS, REPLAY, task)[0] for task in ("seg", "det", "cls")}
+    kept = {task: results_module.mean_retention(RESULTS, "replay", task).value for task in ("seg", "det", "cls")}
     assert kept == {"seg": pytest.approx(0.96), "det": pytest.approx(0.76), "cls": pytest.approx(1.0)}
 
 
 def test_without_a_baseline_nothing_is_said():
-    assert results_module.retention([REPLAY], REPLAY, "det") is None
+    assert results_module.mean_retention([REPLAY], "replay", "det") is None
     assert "–" in tables.evidence_table([REPLAY]).loc["replay"].tolist()
 
 
-def test_draws_are_paired():
-    """Baseline and final value go up and down together: the ratio is the same on every draw, so it is certain."""
+def test_resamples_are_paired():
+    """Baseline and final value go up and down together: the ratio is the same on every resample, so it is certain."""
     base = run("single-det", {"det": {"det": 0.2}}, {"det": {"det": [1000, 2000, 3000]}})
     final = run("replay", {"cls": {"det": 0.1}}, {"cls": {"det": [500, 1000, 1500]}})
-    value, low, high, seeds = results_module.mean_retention([base, final], "replay", "det")
-    assert (value, low, high, seeds) == (0.5, 0.5, 0.5, 1)
+    kept = results_module.mean_retention([base, final], "replay", "det")
+    assert (kept.value, kept.low, kept.high, kept.seeds) == (0.5, 0.5, 0.5, 1)
 
 
-def test_draws_in_which_the_baseline_found_nothing_are_left_out():
+def test_resamples_in_which_the_baseline_found_nothing_are_left_out():
     base = run("single-det", {"det": {"det": 0.2}}, {"det": {"det": [0, 2000]}})
     final = run("replay", {"cls": {"det": 0.1}}, {"cls": {"det": [500, 1000]}})
-    assert results_module.mean_retention([base, final], "replay", "det")[:3] == (0.5, 0.5, 0.5)
+    kept = results_module.mean_retention([base, final], "replay", "det")
+    assert (kept.value, kept.low, kept.high) == (0.5, 0.5, 0.5)
 
 
 def test_seeds_are_compared_with_their_own_baseline_and_averaged():
     other = [run("single-det", {"det": {"det": 0.1}}, seed=1), run("replay", {"cls": {"det": 0.1}}, seed=1)]
-    value, *_, seeds = results_module.mean_retention([*RESULTS, *other], "replay", "det")
-    assert value == pytest.approx((0.76 + 1.0) / 2) and seeds == 2
+    kept = results_module.mean_retention([*RESULTS, *other], "replay", "det")
+    assert kept.value == pytest.approx((0.76 + 1.0) / 2) and kept.seeds == 2
+
+
+def numbers(estimate: Estimate) -> object:
+    """Value and interval of an estimate, to compare with a tuple."""
+    return pytest.approx((estimate.value, estimate.low, estimate.high))
 
 
 def test_differences_are_paired_and_averaged_over_the_seeds_that_both_have():
-    """Both metrics go up and down together: their difference is the same on every draw."""
+    """Both metrics go up and down together: their difference is the same on every resample."""
     better = [run("lwf", AFTER, {"cls": {t: [5000, 6000, 7000] for t in AFTER}}, seed) for seed in (0, 1)]
     worse = [run("naive", {"cls": dict.fromkeys(AFTER, 0.1)}, {"cls": {t: [4000, 5000, 6000] for t in AFTER}})]
-    found = results_module.difference([*better, *worse], "lwf", "naive", "seg")
-    assert found == pytest.approx((0.38, 0.1, 0.1))
+    assert numbers(results_module.difference([*better, *worse], "lwf", "naive", "seg")) == (0.38, 0.1, 0.1)
     other = [run("naive", {"cls": dict.fromkeys(AFTER, 0.2)}, {"cls": {t: [5000, 6000, 7000] for t in AFTER}}, seed=1)]
-    assert results_module.difference([*better, *worse, *other], "lwf", "naive", "seg") == pytest.approx(
-        (0.33, 0.05, 0.05)
-    )
+    both = results_module.difference([*better, *worse, *other], "lwf", "naive", "seg")
+    assert numbers(both) == (0.33, 0.05, 0.05)
     with pytest.raises(UserError, match="no seed that both lwf and replay"):
-        results_module.difference([*better, REPLAY | {"settings": {"seed": 7}}], "lwf", "replay", "seg")
+        results_module.difference([*better, run("replay", AFTER, seed=7)], "lwf", "replay", "seg")
 
 
 def test_a_star_marks_a_difference_whose_interval_leaves_out_0():
@@ -89,8 +108,8 @@ def test_a_star_marks_a_difference_whose_interval_leaves_out_0():
 def test_the_final_metric_of_every_seed_has_its_own_interval():
     draws = {"cls": {"det": list(range(1000, 3001))}}
     results = [run("replay", {"det": {"det": 0.5}, "cls": {"det": 0.2}}, draws, seed) for seed in (1, 0)]
-    found = results_module.final_scores([*results, ALONE_DET], "replay", "det")
-    assert list(found) == [0, 1] and found[1] == pytest.approx((0.2, 0.105, 0.295)), "2.5 % from either end"
+    scores = results_module.final_scores([*results, ALONE_DET], "replay", "det")
+    assert list(scores) == [0, 1] and numbers(scores[1]) == (0.2, 0.105, 0.295), "2.5 % from either end"
 
 
 def test_the_table_says_how_many_seeds_have_a_baseline():
@@ -113,17 +132,17 @@ def test_seeds_are_judged_one_by_one():
     assert [verdict.split()[-1] for verdict in table["5 % rule"]] == ["FAIL", "PASS"]
 
 
-def test_the_table_as_markdown_has_translated_columns():
-    lines = readme.evidence_markdown(RESULTS, {"run": "執行", "gain, %": "增益"}).splitlines()
-    assert lines[0].startswith("| 執行 | seeds | mIoU |") and "| 增益 |" in lines[0]
+def test_the_table_as_markdown():
+    lines = readme.evidence_table(RESULTS).splitlines()
+    assert lines[0].startswith("| run | seeds | mIoU |")
     assert len(lines) == 3 and lines[2].startswith("| `replay` | 1 | 0.480 | 96.0 [96, 96] |")
     assert len({line.count("|") for line in lines}) == 1
 
 
 def test_forgetting_numbers_by_hand():
-    found = results_module.forgetting_numbers(REPLAY)
-    assert found["BWT"] == pytest.approx(((0.48 - 0.5) + (0.19 - 0.2)) / 2)
-    assert found["forgetting"] == pytest.approx(((0.52 - 0.48) + (0.2 - 0.19)) / 2)
+    numbers = forgetting_numbers(REPLAY.matrix)
+    assert numbers["BWT"] == pytest.approx(((0.48 - 0.5) + (0.19 - 0.2)) / 2)
+    assert numbers["forgetting"] == pytest.approx(((0.52 - 0.48) + (0.2 - 0.19)) / 2)
 
 
 def test_the_rule_asks_for_both_baselines():
@@ -137,6 +156,62 @@ def test_the_rule_asks_for_both_baselines():
     verdicts = tables.evidence_table(results)["5 % rule"]
     assert verdicts.to_dict() == {"replay": "❌ FAIL", "good": "✅ PASS", "below alone": "❌ FAIL", "forgot": "❌ FAIL"}
     assert tables.evidence_table([REPLAY, ALONE_DET]).loc["replay", "5 % rule"] == "–", "no baseline of the third task"
+
+
+def test_a_task_that_never_rose_above_its_floor_fails():
+    """Detection keeps all of what it reached, but that is no more than its trivial prediction scores."""
+    rows = {"seg": {"seg": 0.5}, "det": {"det": 0.2}, "cls": {"seg": 0.5, "det": 0.2, "cls": 0.9}}
+    for floor, verdict in ((0.19, "✅ PASS"), (0.2, "❌ FAIL"), (0.21, "❌ FAIL")):
+        single_det = run("single-det", {"det": {"det": 0.2}}, floor=floor)
+        table = tables.evidence_table([REPLAY, single_det, ALONE_CLS, run("kept", rows, floor=floor)])
+        assert table.loc["kept", "5 % rule"] == verdict
+
+
+def test_for_one_seed_the_rule_is_that_of_the_closing_report():
+    """The verdict from ratios is the one from the metrics themselves, against the larger of the two baselines."""
+    rng = np.random.default_rng(0)
+    verdicts = []
+    for _ in range(300):
+        own, alone, floor = rng.uniform(0.1, 1, 3)
+        value = rng.uniform(0.85, 1.05) * max(own, alone)
+        rows = {"seg": {"seg": 0.5}, "det": {"det": own}, "cls": {"seg": 0.5, "det": value, "cls": 0.9}}
+        summary = run("one", rows, floor=floor)
+        drop = results_module.five_percent_drop([summary, run("single-det", {"det": {"det": alone}})], "one", "det")
+        assert drop.passed == five_percent_rule("det", value, [own, alone], floor).passed
+        verdicts.append(drop.passed)
+    assert 30 < sum(verdicts) < 270  # both occur
+
+
+def test_a_baseline_of_0_is_none():
+    results = [REPLAY, run("single-det", {"det": {"det": 0.0}}), ALONE_CLS]
+    assert results_module.mean_retention(results, "replay", "det") is None
+    assert tables.evidence_table(results).loc["replay", ["mAP@50, % of alone", "5 % rule"]].tolist() == ["–", "–"]
+
+
+def stored_runs():
+    """The committed summaries of both profiles."""
+    return sorted(files.STUDY_RESULTS.rglob("*.json"))
+
+
+def test_summaries_are_written_as_they_are_read():
+    assert stored_runs()
+    for path in stored_runs():
+        values = json.loads(path.read_text())
+        again = RunSummary.from_dict(values).as_dict()
+        assert list(again) == list(values) and json.loads(json.dumps(again)) == values
+
+
+@pytest.mark.parametrize("damage", ["cut", "no metrics", "an unknown setting", "a list"])
+def test_a_damaged_summary_is_named(damage, tmp_path):
+    values = json.loads(stored_runs()[0].read_text())
+    if damage == "no metrics":
+        del values["metrics"]
+    if damage == "an unknown setting":
+        values["settings"]["distill"] = 1.0
+    text = json.dumps([values] if damage == "a list" else values)
+    (tmp_path / "lwf_seed0.json").write_text(text[:100] if damage == "cut" else text)
+    with pytest.raises(UserError, match=r"lwf_seed0.json.*delete it and run the study again"):
+        results_module.read_results(tmp_path)
 
 
 @pytest.mark.parametrize(("own", "alone"), [(0.95, 1.0), (1.0, 0.95)])
@@ -169,11 +244,11 @@ def final(name, value, **more):
 
 def test_the_default_comes_first_the_others_by_their_mean_over_seeds_and_tasks_alone_are_not_listed():
     results = [ALONE_DET, final("no-replay", 0.1), final("ewc", 0.9), final("joint", 0.7), REPLAY]
-    assert results_module.names_of(results) == ["replay", "ewc", "joint", "no-replay"]
-    assert results_module.names_of([*results, final("ewc", 0.3, seed=1)]) == ["replay", "joint", "ewc", "no-replay"]
+    assert results_module.run_names(results) == ["replay", "ewc", "joint", "no-replay"]
+    assert results_module.run_names([*results, final("ewc", 0.3, seed=1)]) == ["replay", "joint", "ewc", "no-replay"]
 
 
-def test_a_remedy_is_more_than_a_size_of_the_memory():
+def test_a_remedy_is_more_than_a_size_of_the_buffer():
     few = final("memory10-random", 0.3, changes={"buffer_size": 10, "exemplar_selection": "random"})
     more = final("memory10-lwf", 0.4, changes={"buffer_size": 10, "lwf_weight": 1.0})
     assert results_module.remedies([few, final("no-replay", 0.1), more, REPLAY]) == [
@@ -183,32 +258,32 @@ def test_a_remedy_is_more_than_a_size_of_the_memory():
     ]
 
 
-def test_memory_sizes_have_common_ends():
+def test_buffer_sizes_have_common_ends():
     few = [
         run(f"memory{n}-random", AFTER, changes={"buffer_size": n, "exemplar_selection": "random"}) for n in (20, 10)
     ]
     more = run("memory10-lwf", AFTER, changes={"buffer_size": 10, "lwf_weight": 1.0})
-    found = results_module.memory_sizes([REPLAY, run("no-replay", AFTER), *few, more])
+    sizes = results_module.memory_sizes([REPLAY, run("no-replay", AFTER), *few, more])
     assert results_module.memory_sizes([*RESULTS, run("no-replay", AFTER)]) == {
         "balanced": {0: "no-replay", 240: "replay"}
     }
     assert results_module.memory_sizes(RESULTS) == {"balanced": {240: "replay"}}
-    assert found == {"random": {0: "no-replay", 10: "memory10-random", 20: "memory20-random", 240: "replay"}}
+    assert sizes == {"random": {0: "no-replay", 10: "memory10-random", 20: "memory20-random", 240: "replay"}}
 
 
-def test_memory_sizes_are_compared_on_the_seeds_that_all_of_them_have():
+def test_buffer_sizes_are_compared_on_the_seeds_that_all_of_them_have():
     """A second seed of the default alone, with a baseline that was unlucky, does not bend the curve."""
     other = [run("replay", AFTER, seed=1), run("single-det", {"det": {"det": 0.1}}, seed=1)]
     few = run("memory10-balanced", AFTER, changes={"buffer_size": 10, "exemplar_selection": "balanced"})
     results = [*RESULTS, *other, few, run("no-replay", AFTER)]
     shared = results_module.same_seeds(results, ("replay", "memory10-balanced"))
-    assert {r["settings"]["seed"] for r in shared} == {0} and len(shared) == len(results) - 2
+    assert {r.seed for r in shared} == {0} and len(shared) == len(results) - 2
     assert studies.memory_curves(results).axes[1].lines[0].get_ydata().tolist() == pytest.approx([0.76] * 3)
     assert results_module.same_seeds([], []) == [] and len(studies.memory_curves([]).axes) == 3, (
         "no run at all: nothing to draw"
     )
     bars = explorer.MemorySlider(results)
-    assert results_module.mean_retention(bars.results, "replay", "det")[0] == pytest.approx(0.76)
+    assert results_module.mean_retention(bars.results, "replay", "det").value == pytest.approx(0.76)
 
 
 def test_the_seeds_figure_shows_each_seed_the_mean_and_the_floor():
@@ -237,10 +312,12 @@ def test_figures_leave_out_what_has_no_baseline_yet():
     assert dots == ["None", "None"], "only the lines of the rule"
 
 
-def looks(result, epochs):
-    """A summary with the metrics it had at the end of each stage as its only looks at val."""
-    val = {s: [[epochs[s], {t: m[METRIC_NAMES[t]] for t, m in row.items()}]] for s, row in result["metrics"].items()}
-    return {**result, "val_curve": val, "settings": result["settings"] | {"epochs": epochs}}
+def evaluated(summary, epochs):
+    """A summary with the metrics it had at the end of each stage as its only evaluations on val."""
+    curve = {}
+    for stage, row in summary.metrics.items():
+        curve[stage] = [(epochs[stage], {task: metrics.value for task, metrics in row.items()})]
+    return replace(summary, val_curve=curve, settings=replace(summary.settings, epochs=epochs))
 
 
 def test_the_curves_with_and_without_replay_stand_on_one_axis_of_epochs():
@@ -248,7 +325,7 @@ def test_the_curves_with_and_without_replay_stand_on_one_axis_of_epochs():
     worse = run(
         "no-replay", {"seg": {"seg": 0.5}, "det": {"seg": 0.1, "det": 0.2}, "cls": {"seg": 0, "det": 0, "cls": 1}}
     )
-    results = [looks(REPLAY, epochs), looks(worse, epochs)]
+    results = [evaluated(REPLAY, epochs), evaluated(worse, epochs)]
     figure = studies.forgetting_curves(results, {"replay": "with replay", "no-replay": "without"})
     drawn = [[line.get_xydata().tolist() for line in axis.lines if len(line.get_xdata()) != 2] for axis in figure.axes]
     assert drawn[0] == [[[10, 0.5], [30, 0.52], [35, 0.48]], [[10, 0.5], [30, 0.1], [35, 0]]]

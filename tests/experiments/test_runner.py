@@ -61,24 +61,25 @@ def result(folder, name):
 
 
 def test_every_run_leaves_a_summary(done):
-    assert {r["name"] for r in results_module.read_results(done / "results")} == {plan.name for plan in PLANS}
-    found = result(done, "replay")
-    assert list(found["metrics"]) == ["seg", "det", "cls"] and list(found["metrics"]["cls"]) == ["seg", "det", "cls"]
-    assert {stage: list(draws) for stage, draws in found["bootstrap_draws"].items()} == {
+    assert {run.name for run in results_module.read_results(done / "results")} == {plan.name for plan in PLANS}
+    summary = result(done, "replay")
+    assert list(summary["metrics"]) == ["seg", "det", "cls"]
+    assert list(summary["metrics"]["cls"]) == ["seg", "det", "cls"]
+    assert {stage: list(draws) for stage, draws in summary["bootstrap_draws"].items()} == {
         "seg": ["seg"],
         "cls": ["seg", "det", "cls"],
     }
-    assert all(len(values) == 1000 for draws in found["bootstrap_draws"].values() for values in draws.values())
-    assert set(found["minutes"]) == {"seg", "det", "cls"}
+    assert all(len(values) == 1000 for draws in summary["bootstrap_draws"].values() for values in draws.values())
+    assert set(summary["minutes"]) == {"seg", "det", "cls"}
 
 
-def test_summaries_are_small_and_know_no_folder(done):
+def test_summaries_are_small_and_name_no_folder(done):
     for path in (done / "results").glob("*.json"):
         text = path.read_text()
         assert len(text) < 60_000 and str(done) not in text
 
 
-def test_stage_1_is_shared_and_the_memory_is_not(done):
+def test_stage_1_is_shared_and_the_replay_buffer_is_not(done):
     runs = [done / "runs" / f"{name}_seed0" for name in ("replay", "no-replay", "few")]
     states = [load_model(run / "stage1_segmentation.pt")[0].state_dict() for run in runs]
     assert all(torch.equal(value, other[name]) for other in states[1:] for name, value in states[0].items())
@@ -116,7 +117,7 @@ def test_a_stopped_study_continues_with_the_run_that_was_stopped(tiny_root, tmp_
         run_it(tiny_root, tmp_path)
     assert not list((tmp_path / "results").glob("*.json"))
     run_it(tiny_root, tmp_path)
-    assert {r["name"] for r in results_module.read_results(tmp_path / "results")} == {"replay", "no-replay"}
+    assert {run.name for run in results_module.read_results(tmp_path / "results")} == {"replay", "no-replay"}
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -152,12 +153,12 @@ def test_only_the_shared_stage_keeps_what_training_needs(done):
 
 def test_the_second_process_waits_for_the_first(tiny_root, tmp_path, monkeypatch):
     base = runner.base_run(SETTINGS, 0, Root(tiny_root, "--data-root"), tmp_path)
-    looks = iter([False, False, True])
-    monkeypatch.setattr(run_module.Run, "finished", lambda self, task: next(looks))
+    answers = iter([False, False, True])
+    monkeypatch.setattr(run_module.Run, "finished", lambda self, task: next(answers))
     monkeypatch.setattr(runner.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("trained by both"))
     runner.share_stage_1(base, rank=1)
-    assert next(looks, None) is None
+    assert next(answers, None) is None
 
 
 def test_the_picture_of_forgetting_is_drawn_once_both_runs_are_there(done, tiny_root, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ SIZE = 64
 
 @pytest.fixture(autouse=True)
 def style():
-    """The look that the notebooks set, as long as a test lasts."""
+    """The style that the notebooks set, as long as a test lasts."""
     with plt.rc_context():
         use_style()
         yield
@@ -37,7 +37,8 @@ def texts(figure) -> list[str]:
 
 def assert_legible(figure) -> None:
     """At least 9 points, all inside the figure and inside the blocks they stand in, no text on another one."""
-    renderer, (width, height) = figure.canvas.get_renderer(), figure.get_size_inches() * figure.dpi
+    renderer = figure.canvas.get_renderer()
+    width, height = figure.get_size_inches() * figure.dpi
     shown = [t for t in figure.axes[0].texts if t.get_text()]
     boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in shown]
     frames = [p.get_window_extent(renderer) for p in figure.axes[0].patches if isinstance(p, FancyBboxPatch)]

@@ -10,8 +10,11 @@ from helpers import CLASSES, ListSet, objects, photo
 from PIL import Image
 from torchvision import tv_tensors
 
+from mtl_utils.evaluation import TaskMetrics
+from mtl_utils.experiments.results import RunSummary
 from mtl_utils.plots import explorer
-from mtl_utils.tasks import METRIC_NAMES, TASKS
+from mtl_utils.settings import Settings
+from mtl_utils.tasks import TASKS
 
 
 @pytest.fixture
@@ -26,43 +29,50 @@ def sets():
 
 @pytest.fixture
 def player(sets, monkeypatch):
-    """An explorer of two stages whose models say fixed things; `asked` collects what they were asked."""
-    found = {"boxes": torch.tensor([[0.0, 0, 20, 20]] * 2), "labels": torch.tensor([0, 1])}
-    found["scores"] = torch.tensor([0.9, 0.4])
-    say = {"seg": torch.ones(40, 40).byte(), "det": found, "cls": torch.tensor([0.1, 0.2, 0.7])}
-    asked = []
+    """An explorer of two stages whose models predict fixed things; `calls` collects the arguments of predict."""
+    detections = {
+        "boxes": torch.tensor([[0.0, 0, 20, 20]] * 2),
+        "labels": torch.tensor([0, 1]),
+        "scores": torch.tensor([0.9, 0.4]),
+    }
+    predictions = {"seg": torch.ones(40, 40).byte(), "det": detections, "cls": torch.tensor([0.1, 0.2, 0.7])}
+    calls = []
 
     def predict(model, task, images, size):
-        asked.append((model, task, tuple(images[0].shape), size))
-        return [say[task]]
+        calls.append((model, task, tuple(images[0].shape), size))
+        return [predictions[task]]
 
     monkeypatch.setattr(explorer, "predict", predict)
-    made = explorer.Explorer({"det": "old", "cls": "new"}, sets, {"seg": 32, "det": 64, "cls": 96})
-    made.asked = asked
-    return made
+    player = explorer.Explorer({"det": "old", "cls": "new"}, sets, {"seg": 32, "det": 64, "cls": 96})
+    player.calls = calls
+    return player
 
 
 def texts(player):
-    """What is written into the picture that the controls ask for now."""
-    return [[axis.get_title(), *(text.get_text() for text in axis.texts)] for axis in player.figure().axes]
+    """What is written into the picture that the controls ask for now, by axes."""
+    written = []
+    for axis in player.figure().axes:
+        inside = [text.get_text() for text in axis.texts]
+        written.append([axis.get_title(), *inside])
+    return written
 
 
-def test_the_last_stage_is_asked_for_all_tasks_at_their_sizes(player):
+def test_the_last_stage_predicts_all_tasks_at_their_sizes(player):
     assert player.stage.value == "cls"
-    assert player.asked == [
+    assert player.calls == [
         ("new", "seg", (3, 40, 40), 32),
         ("new", "det", (3, 40, 40), 64),
         ("new", "cls", (3, 40, 40), 96),
     ]
-    truth, said = texts(player)
-    assert truth == ["bird"]
-    assert said == ["n3 (0.70)", "cat 0.90", "dog 0.40"]
+    label, prediction = texts(player)
+    assert label == ["bird"]
+    assert prediction == ["n3 (0.70)", "cat 0.90", "dog 0.40"]
 
 
-def test_an_earlier_stage_is_asked_for_what_it_had_learned(player):
-    player.asked.clear()
+def test_an_earlier_stage_predicts_what_it_had_learned(player):
+    player.calls.clear()
     player.stage.value = "det"
-    assert [(model, task) for model, task, *_ in player.asked] == [("old", "seg"), ("old", "det")]
+    assert [(model, task) for model, task, *_ in player.calls] == [("old", "seg"), ("old", "det")]
 
 
 def test_controls_change_the_picture(player):
@@ -88,14 +98,21 @@ def test_the_slider_ends_where_the_set_ends(player):
 
 
 def upload(player, content, name="mine.jpg"):
-    about = {"name": name, "type": "image/jpeg", "size": len(content), "content": memoryview(content)}
-    player.upload.value = ({**about, "last_modified": datetime.now(timezone.utc)},)
+    uploaded = {
+        "name": name,
+        "type": "image/jpeg",
+        "size": len(content),
+        "content": memoryview(content),
+        "last_modified": datetime.now(timezone.utc),
+    }
+    player.upload.value = (uploaded,)
 
 
 def jpeg(width, height, turned=False):
-    file, picture = io.BytesIO(), Image.new("RGB", (width, height))
+    picture = Image.new("RGB", (width, height))
     exif = Image.Exif()
     exif[0x0112] = 6 if turned else 1  # orientation: the camera was held upright
+    file = io.BytesIO()
     picture.save(file, "JPEG", exif=exif)
     return file.getvalue()
 
@@ -103,21 +120,21 @@ def jpeg(width, height, turned=False):
 def test_your_own_image_uploaded(player):
     player.source.value = explorer.OWN
     assert player.note.value == "Upload a picture, or type the path of one."
-    player.asked.clear()
+    player.calls.clear()
     upload(player, jpeg(64, 32, turned=True))
-    assert player.note.value == "" and player.asked[0][2] == (3, 64, 32), "turned as the camera says"
-    player.asked.clear()
+    assert player.note.value == "" and player.calls[0][2] == (3, 64, 32), "turned as the camera says"
+    player.calls.clear()
     upload(player, jpeg(3000, 1500))
-    assert player.asked[0][2] == (3, 512, 1024)
-    assert len(texts(player)) == 1, "no truth is known"
+    assert player.calls[0][2] == (3, 512, 1024)
+    assert len(texts(player)) == 1, "an own image has no label"
 
 
 def test_your_own_image_by_path(player, tmp_path):
     (tmp_path / "mine.jpg").write_bytes(jpeg(64, 32))
     player.source.value = explorer.OWN
-    player.asked.clear()
+    player.calls.clear()
     player.path.value = str(tmp_path / "mine.jpg")
-    assert player.note.value == "" and player.asked[0][2] == (3, 32, 64)
+    assert player.note.value == "" and player.calls[0][2] == (3, 32, 64)
 
 
 def test_what_was_given_last_counts(player, tmp_path):
@@ -125,9 +142,9 @@ def test_what_was_given_last_counts(player, tmp_path):
     player.source.value = explorer.OWN
     player.path.value = str(tmp_path / "mine.jpg")
     upload(player, jpeg(32, 96))
-    assert player.asked[-1][2] == (3, 96, 32) and player.path.value == ""
+    assert player.calls[-1][2] == (3, 96, 32) and player.path.value == ""
     player.path.value = str(tmp_path / "mine.jpg")
-    assert player.asked[-1][2] == (3, 32, 64)
+    assert player.calls[-1][2] == (3, 32, 64)
 
 
 def test_uploads_are_read_in_both_forms_of_ipywidgets():
@@ -148,8 +165,9 @@ def test_what_is_no_picture_is_one_sentence(player, content):
 
 
 def test_the_browser_shows_any_image_of_any_set(sets):
-    longer = {task: ListSet(task, dataset.samples * 2, CLASSES) for task, dataset in sets.items()}
-    browser = explorer.DataBrowser({(t, "train"): longer[t] for t in TASKS} | {(t, "val"): sets[t] for t in TASKS})
+    datasets = {(task, "train"): ListSet(task, sets[task].samples * 2, CLASSES) for task in TASKS}
+    datasets |= {(task, "val"): sets[task] for task in TASKS}
+    browser = explorer.DataBrowser(datasets)
     assert browser.index.max == 9 and texts(browser) == [["bird"]]
     browser.split.value = "val"
     assert browser.index.max == 4
@@ -160,18 +178,34 @@ def test_the_browser_shows_any_image_of_any_set(sets):
     assert texts(browser) == [["3 of 3"]]
 
 
+def summary(name, **overrides):
+    """A run of a study in which every task ends at a half."""
+    metrics = {}
+    for task in TASKS:
+        metrics[task] = TaskMetrics(task, value=0.5, floor=0.0, per_class={}, images=0)
+    return RunSummary(
+        name=name,
+        overrides=overrides,
+        settings=Settings(**overrides),
+        data_fingerprint="",
+        initial_weights="",
+        source="",
+        device="cpu",
+        minutes={},
+        metrics={"cls": metrics},
+        val_curve={},
+        bootstrap_draws={},
+    )
+
+
 def test_the_memory_slider_shows_the_run_of_that_size(monkeypatch):
-    asked = []
-    monkeypatch.setattr(explorer, "retention_bars", lambda results, name: asked.append(name) or plt.figure())
-    metrics = {"cls": {task: {METRIC_NAMES[task]: 0.5} for task in TASKS}}
-    done = {"metrics": metrics, "overrides": {}, "settings": {"seed": 0}}
-    runs = [done | {"name": name} for name in ("no-replay", "replay")]
-    for n in (60, 10):
-        runs.append(
-            done | {"name": f"memory{n}-balanced", "overrides": {"buffer_size": n, "exemplar_selection": "balanced"}}
-        )
+    shown = []
+    monkeypatch.setattr(explorer, "retention_bars", lambda results, name: shown.append(name) or plt.figure())
+    runs = [summary("no-replay"), summary("replay")]
+    for size in (60, 10):
+        runs.append(summary(f"memory{size}-balanced", buffer_size=size, exemplar_selection="balanced"))
     slider = explorer.MemorySlider(runs)
     assert list(slider.size.options) == [0, 10, 60, 240]
     for size in (10, 240):
         slider.size.value = size
-    assert asked == ["no-replay", "memory10-balanced", "replay"]
+    assert shown == ["no-replay", "memory10-balanced", "replay"]

@@ -1,4 +1,4 @@
-"""How far a cell sees and what the map holds: against networks whose answer is known."""
+"""How far a cell sees and what the map holds: against networks whose receptive field is known."""
 
 import pytest
 import torch
@@ -22,17 +22,17 @@ class Average(nn.Module):
 
 
 def test_influence_is_the_window_that_the_cell_really_reads():
-    found = receptive_field.influence(Average(5), torch.rand(2, 3, 33, 33))
+    shares = receptive_field.influence(Average(5), torch.rand(2, 3, 33, 33))
     expected = torch.zeros(33, 33)
     expected[14:19, 14:19] = 1 / 25
-    assert torch.allclose(found, expected)
+    assert torch.allclose(shares, expected)
 
 
 @pytest.mark.parametrize(("share", "side"), [(0.03, 1), (0.3, 3), (0.9, 5), (0.99, 5)])
 def test_the_square_is_the_smallest_that_holds_the_share(share, side):
-    found = torch.zeros(33, 33)
-    found[14:19, 14:19] = 1 / 25
-    assert receptive_field.square_with(found, share) == side
+    shares = torch.zeros(33, 33)
+    shares[14:19, 14:19] = 1 / 25
+    assert receptive_field.square_with(shares, share) == side
 
 
 def test_pixels_that_nothing_reads_have_no_influence_and_the_picture_says_both_sides():
@@ -55,7 +55,7 @@ def test_the_maps_are_the_slices_without_the_padding(model):
     assert [len(part) for part in (detection, segmentation, classification)] == [8, 21, 3]
 
 
-def test_the_mean_of_the_classes_map_is_the_answer(model):
+def test_the_mean_of_the_classes_map_is_the_prediction(model):
     image = photo(64, 64)
     *_, classification = head_maps.head_maps(model, image, 64)
     answer = predict(model, "cls", [image], 64)[0]

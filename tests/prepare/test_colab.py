@@ -1,6 +1,7 @@
 """Where notebooks run: versions are checked everywhere, and in Colab what is missing is put in place."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,14 +41,22 @@ def test_the_requirements_are_met_here():
 
 
 def test_missing_and_old_packages_are_found():
-    found = colab.unmet("torch>=2.6\ntorch>=99.1\nno-such-package>=1\npytest>=7.4\n")
-    assert found == ["torch>=99.1", "no-such-package>=1"]
+    lines = colab.unmet("torch>=2.6\ntorch>=99.1\nno-such-package>=1\npytest>=7.4\n")
+    assert lines == ["torch>=99.1", "no-such-package>=1"]
     assert colab.meets("torch", version("torch").split("+")[0])
 
 
 def test_numbers_compare_as_numbers_not_as_text():
     assert colab.numbers("2.11.0+cu128") == [2, 11, 0] > colab.numbers("2.6")
     assert colab.numbers("8.0.0rc1") == [8, 0, 0]
+    assert colab.numbers("unknown") == []
+
+
+def test_the_first_cell_needs_no_installed_package():
+    """Without site-packages (-S), as in Colab before anything is installed."""
+    command = [sys.executable, "-S", "-c", "import mtl_utils.prepare.colab"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_elsewhere_nothing_is_done_but_checking(calls, monkeypatch):
@@ -94,7 +103,19 @@ def repository(folder):
     return folder
 
 
-def test_every_notebook_runs_in_colab_from_an_empty_folder(tmp_path, monkeypatch):
+WHOLE = "03_stage1_segmentation"  # executed from top to bottom in Colab's surroundings; it trains
+PATHS = sorted(files.NOTEBOOKS.glob("*.ipynb"))
+
+
+def beginning(notebook, question):
+    """A notebook's cells up to the second with code, which are all that depends on the machine; then a question."""
+    second = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"][1]
+    return [*notebook.cells[: second + 1], nbformat.v4.new_code_cell(question)]
+
+
+@pytest.mark.slow
+@pytest.mark.notebooks
+def test_every_notebook_begins_in_colab_from_an_empty_folder_and_one_is_executed_wholly(tmp_path, monkeypatch):
     """Each on a machine of its own, as Colab lends them; what they share lies in the folder of runs."""
     synthetic.write_synthetic(tmp_path / "data")
     address = repository(tmp_path / "origin").as_uri()
@@ -102,11 +123,25 @@ def test_every_notebook_runs_in_colab_from_an_empty_folder(tmp_path, monkeypatch
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("MTL_DATA_ROOT", str(tmp_path / "data"))
     monkeypatch.setenv("MTL_RUN", str(tmp_path / "run"))
-    for path in sorted(files.NOTEBOOKS.glob("*.ipynb")):
+    for path in PATHS:
         notebook = nbformat.read(path, as_version=4)
         links.link_notebook(notebook, path.stem, address)
+        if path.stem != WHOLE:
+            question = "import mtl_utils\nassert Path(mtl_utils.__file__).is_relative_to(here / 'project')\n"
+            question += f"assert run.finished('seg') == {path.stem > WHOLE}"
+            notebook.cells = beginning(notebook, question)
         (tmp_path / path.stem).mkdir()
         nbformat.write(notebook, tmp_path / path.stem / path.name)
         notebooks.execute(tmp_path / path.stem / path.name)
         assert (tmp_path / path.stem / "project" / "mtl_utils").is_dir()
-    assert (tmp_path / "run" / "stage3_classification.pt").exists()
+    assert (tmp_path / "run" / "stage1_segmentation.pt").exists()
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_only_a_notebooks_first_cell_asks_where_it_lies(path):
+    """Hence those that are executed beside the project run in Colab too."""
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    place = re.compile(r"\.\./|\bPath\(|\bcwd\b|\bos\.|COLAB|^[!%]", re.MULTILINE)
+    assert place.search(cells[0])
+    for source in cells[1:]:
+        assert not place.search(source), source

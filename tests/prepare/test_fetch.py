@@ -348,6 +348,22 @@ def test_full_disk_is_one_sentence(source, root, monkeypatch):
     assert "make room" in text
 
 
+def test_disk_that_fills_up_while_an_archive_is_unpacked_is_one_sentence(source, root, monkeypatch):
+    replace = fetch_module.os.replace
+
+    def full_but_for_archives(part, path):
+        if ".downloads" not in str(path):
+            raise OSError(28, "No space left on device")
+        replace(part, path)
+
+    monkeypatch.setattr(fetch_module.os, "replace", full_but_for_archives)
+    text = complaint(source, root)
+    assert str(root / "mini_voc_seg/train") in text
+    assert "No space left on device" in text
+    assert "make room" in text
+    assert list(files_below(root)) == [".downloads/VOCtrainval.tar"]  # no half of a file either
+
+
 def test_root_that_is_a_file_is_one_sentence(source, tmp_path):
     (tmp_path / "file").touch()
     assert "cannot be filled" in complaint(source, tmp_path / "file")
@@ -433,11 +449,11 @@ def test_committed_manifest_names_the_real_files():
         assert fetch_module.lacking(REAL, task, plan) == []
         for split, count in zip(SPLITS, (240, 60), strict=True):
             folder = layout.split_folder(REAL, task, split)
-            assert len(plan[task][split]) == count * (2 if task == "seg" else 1)
-            assert set(plan[task][split]) == {
+            assert len(plan.sha256[task][split]) == count * (2 if task == "seg" else 1)
+            assert set(plan.sha256[task][split]) == {
                 p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()
             }
-    assert all(fetch_module.has_boxes(layout.json_path(REAL, s), plan["boxes"][s]) for s in SPLITS)
+    assert all(fetch_module.has_boxes(layout.json_path(REAL, s), plan.boxes[s]) for s in SPLITS)
 
 
 @REAL_ONLY
@@ -457,5 +473,5 @@ def test_real_annotations_are_rebuilt_byte_by_byte(split):
         annotation["segmentation"] = [[1.0, 2.0]]
     for key in ("images", "annotations"):
         random.Random(0).shuffle(official[key])
-    rebuilt = fetch_module.mini_coco(official, split, plan["det"][split], plan["categories"])
+    rebuilt = fetch_module.mini_coco(official, split, plan.sha256["det"][split], plan.categories)
     assert json.dumps(rebuilt).encode() == path.read_bytes()

@@ -1,9 +1,14 @@
+"""Folds of the training sets: every image once in val, nothing lost, nothing overwritten."""
+
+import json
+
 import pytest
 
+from mtl_utils import layout
 from mtl_utils.data import MiniSet, find_classes
 from mtl_utils.files import UserError
 from mtl_utils.prepare.folds import FOLDS, deal, write_fold
-from mtl_utils.tasks import TASKS
+from mtl_utils.tasks import SPLITS, TASKS
 
 
 def test_folds_part_the_training_set(tiny_root, tmp_path):
@@ -27,6 +32,23 @@ def test_a_fold_keeps_boxes_and_masks(tiny_root, tmp_path):
         for key, (_, target) in zip(fold.ids, fold.samples, strict=True):
             original = whole.samples[whole.ids.index(key)][1]
             assert all((value == original[name]).all() for name, value in target.items())
+
+
+def test_annotations_of_a_fold_are_those_of_its_images(tiny_root, tmp_path):
+    write_fold(tiny_root, tmp_path / "fold", 1)
+    whole = json.loads(layout.json_path(tiny_root, "train").read_text())
+    for split in SPLITS:
+        images = [image for i, image in enumerate(whole["images"]) if (i % 4 == 1) == (split == "val")]
+        shown = [image["id"] for image in images]
+        boxes = [box for box in whole["annotations"] if box["image_id"] in shown]
+        expected = json.dumps({**whole, "images": images, "annotations": boxes})
+        assert layout.json_path(tmp_path / "fold", split).read_bytes() == expected.encode()
+
+
+def test_a_missing_photograph_is_one_sentence(own_root, tmp_path):
+    next((own_root / "mini_coco_det" / "train").glob("*.jpg")).unlink()
+    with pytest.raises(UserError, match=r"mini_coco_det/train/\d{12}\.jpg is missing .*data check"):
+        write_fold(own_root, tmp_path / "fold", 0)
 
 
 def test_dealing_leaves_nothing_out():

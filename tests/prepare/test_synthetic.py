@@ -100,13 +100,13 @@ def test_classification_is_balanced(root, split):
     assert all(112 <= min(Image.open(path).size) <= 128 and Image.open(path).mode == "RGB" for path in files)
 
 
-@pytest.mark.parametrize("task", synthetic.LOOKS)
+@pytest.mark.parametrize("task", synthetic.STYLES)
 def test_every_object_is_where_its_mask_says(monkeypatch, task):
     empty = (255.0, 0.0, 255.0)
-    monkeypatch.setattr(synthetic, "background", lambda rng, look, size: np.full((*size, 3), empty, np.float32))
+    monkeypatch.setattr(synthetic, "background", lambda rng, style, size: np.full((*size, 3), empty, np.float32))
     for seed in range(10):
         rng = np.random.default_rng(seed)
-        image, seen, placed = synthetic.compose(rng, synthetic.LOOKS[task], ["car", "person", "crowd", "tv"])
+        image, seen, placed = synthetic.compose(rng, synthetic.STYLES[task], ["car", "person", "crowd", "tv"])
         assert placed[0] == "car" and set(np.unique(seen)) == set(range(len(placed) + 1))
         drawn = np.abs(image - np.array(empty)).sum(axis=2) > 90
         assert (drawn & (seen > 0)).sum() / (drawn | (seen > 0)).sum() > 0.85
@@ -124,12 +124,11 @@ def test_labels_follow_the_names(tmp_path, monkeypatch):
     seen = np.zeros((30, 40), np.uint8)
     seen[5:15, 5:20], seen[10:25, 25:35] = 1, 2
     scene = np.zeros((30, 40, 3), np.uint8), seen
-    monkeypatch.setattr(synthetic, "compose", lambda rng, look, names: (*scene, ["cat", "person"]))
+    monkeypatch.setattr(synthetic, "compose", lambda rng, style, names: (*scene, ["cat", "person"]))
     synthetic.write_seg(tmp_path, 1, 0, np.random.default_rng(0))
     mask = np.asarray(Image.open(tmp_path / "2007_000001.png"))
-    assert (mask[seen == 1] == VOC_CLASSES.index("cat")).all() and (
-        mask[seen == 2] == VOC_CLASSES.index("person")
-    ).all()
+    assert (mask[seen == 1] == VOC_CLASSES.index("cat")).all()
+    assert (mask[seen == 2] == VOC_CLASSES.index("person")).all()
     assert (mask == 255).sum() == 12 * 17 - 10 * 15 + 17 * 12 - 15 * 10, "a border of one pixel around each"
     _, (cat, person) = synthetic.write_det(tmp_path, 1, 0, np.random.default_rng(0))
     assert (cat["category_id"], cat["bbox"], cat["area"]) == (17, [5, 5, 15, 10], 150)

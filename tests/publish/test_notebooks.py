@@ -103,6 +103,8 @@ def write_notebook(path, source):
     nbformat.write(notebook, path)
 
 
+@pytest.mark.slow
+@pytest.mark.notebooks
 def test_executed_copies_are_left_and_the_original_is_not_touched(tmp_path, monkeypatch):
     folder = tmp_path / "notebooks"
     folder.mkdir()
@@ -129,12 +131,16 @@ def test_the_report_holds_all_notebooks_and_its_contents_lead_to_their_sections(
     assert "Setup" not in whole.cells[0].source
 
 
+@pytest.mark.slow
+@pytest.mark.notebooks
 def test_a_failing_cell_is_one_sentence(tmp_path):
     write_notebook(tmp_path / "02_y.ipynb", "1 / 0")
     with pytest.raises(UserError, match=r"02_y\.ipynb stopped at a cell with ZeroDivisionError"):
         notebooks.execute(tmp_path / "02_y.ipynb")
 
 
+@pytest.mark.slow
+@pytest.mark.notebooks
 def test_ctrl_c_ends_in_one_sentence(tmp_path):
     started = tmp_path / "started"
     write_notebook(tmp_path / "03_z.ipynb", f"open({str(started)!r}, 'w').close()\nimport time\ntime.sleep(60)")
@@ -149,6 +155,8 @@ def test_ctrl_c_ends_in_one_sentence(tmp_path):
     assert process.returncode == 130 and "run again to continue" in said and "Traceback" not in said
 
 
+@pytest.mark.slow
+@pytest.mark.notebooks
 def test_a_dead_kernel_is_one_sentence(tmp_path):
     write_notebook(tmp_path / "04_d.ipynb", "import os\nos._exit(1)")
     with pytest.raises(UserError, match=r"04_d\.ipynb: its kernel died"):

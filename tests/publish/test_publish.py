@@ -1,4 +1,4 @@
-"""What the repository shows comes from the committed metrics.json, and both READMEs say the same."""
+"""What the repository shows comes from the committed files, and both READMEs say the same."""
 
 import hashlib
 import json
@@ -11,20 +11,58 @@ import pytest
 from mtl_utils import checkpoint, files, forgetting
 from mtl_utils.cli import evaluate
 from mtl_utils.cli import main as cli_main
-from mtl_utils.experiments import results as results_module
+from mtl_utils.experiments.results import read_results
 from mtl_utils.files import PROJECT, UserError
 from mtl_utils.plots import studies
 from mtl_utils.publish import links, readme
 from mtl_utils.publish import log as run_log
 from mtl_utils.publish import run as publish_run
+from mtl_utils.run import read_metrics
 from mtl_utils.settings import get_settings
 from mtl_utils.tasks import METRIC_NAMES, TASKS
 
+DOCUMENTS = [*readme.PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "data/weights/README.md"]
 
-@pytest.mark.parametrize("name", readme.README_WORDS)
+
+@pytest.mark.parametrize("name", readme.READMES)
 def test_readme_shows_the_committed_results(name):
     text = readme.read(name)
-    assert readme.with_results(text, readme.README_WORDS[name]) == text, "run `python -m mtl_utils publish`"
+    assert readme.with_results(text, readme.READMES[name]) == text, "run `python -m mtl_utils publish`"
+
+
+def test_the_evidence_shows_the_committed_studies():
+    text = readme.read(readme.STUDY_PAGE)
+    assert readme.with_studies(text) == text, "run `python -m mtl_utils publish`"
+
+
+@pytest.fixture
+def copied_project(tmp_path, monkeypatch):
+    """A copy of what the repository shows; files.X points there."""
+    shutil.copytree(files.PROJECT / "figures", tmp_path / "figures")
+    shutil.copytree(files.NOTEBOOKS, tmp_path / "notebooks")
+    shutil.copytree(files.WEIGHTS_FOLDER, tmp_path / "data" / "weights")
+    for page in readme.READMES:
+        shutil.copyfile(files.PROJECT / page, tmp_path / page)
+    for name in ("COMMITTED_METRICS", "COMMITTED_WEIGHTS", "STUDY_RESULTS", "NOTEBOOKS"):
+        monkeypatch.setattr(files, name, tmp_path / getattr(files, name).relative_to(files.PROJECT))
+    monkeypatch.setattr(files, "PROJECT", tmp_path)
+    return tmp_path
+
+
+def contents(folder):
+    """The bytes of every file below a folder, by its path there."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_publish_changes_no_page_and_twice_is_the_same_as_once(copied_project):
+    before = contents(copied_project)
+    assert cli_main.main(["publish"]) == 0
+    once = contents(copied_project)
+    assert set(once) == set(before)  # no temporary file is left
+    changed = {path.suffix for path, content in once.items() if content != before[path]}
+    assert changed <= {".png"}  # another matplotlib may draw other pixels
+    assert cli_main.main(["publish"]) == 0
+    assert contents(copied_project) == once
 
 
 def test_a_changed_result_changes_the_readme(tmp_path, monkeypatch):
@@ -32,10 +70,10 @@ def test_a_changed_result_changes_the_readme(tmp_path, monkeypatch):
     metrics["stages"]["cls"]["metrics"]["seg"]["mIoU"] = 0.123
     monkeypatch.setattr(files, "COMMITTED_METRICS", tmp_path / "metrics.json")
     files.COMMITTED_METRICS.write_text(json.dumps(metrics))
-    assert "| 0.123 |" in readme.with_results(readme.read("README.md"), readme.README_WORDS["README.md"])
+    assert "| 0.123 |" in readme.with_results(readme.read("README.md"), readme.ENGLISH)
 
 
-def test_a_changed_study_changes_the_readme(tmp_path, monkeypatch):
+def test_a_changed_study_changes_the_pages(tmp_path, monkeypatch):
     summary = json.loads((files.STUDY_RESULTS / "full" / "replay_seed0.json").read_text())
     (tmp_path / "full").mkdir()
     for seed, value in enumerate((0.121, 0.125)):
@@ -43,9 +81,23 @@ def test_a_changed_study_changes_the_readme(tmp_path, monkeypatch):
         summary["settings"]["seed"] = seed
         (tmp_path / "full" / f"replay_seed{seed}.json").write_text(json.dumps(summary))
     monkeypatch.setattr(files, "STUDY_RESULTS", tmp_path)
-    text = readme.with_results(readme.read("README.md"), readme.README_WORDS["README.md"])
-    assert "| 0.123 ± 0.003 |" in text and re.search("over 2 seeds: .*, Top-1 0.123 ± 0.003", text)
+    assert "| 0.123 ± 0.003 |" in readme.evidence_table(read_results(tmp_path / "full"))
+    text = readme.with_results(readme.read("README.md"), readme.ENGLISH)
+    assert re.search("over 2 seeds on .*, Top-1 0.123 ± 0.003", text)
     assert "– in the mean, and for 0 of 2 seeds" in text
+
+
+def test_the_verdict_is_against_the_larger_of_both_baselines():
+    own = forgetting.five_percent_rule("det", final=0.90, baselines=[0.92], floor=0.0)
+    assert readme.results_row(own, None)[2:] == ["–", "0.920", "0.900", "+0.020", "98 %", "✅ PASS"]
+    assert readme.results_row(own, 0.80)[2:] == ["0.800", "0.920", "0.900", "+0.020", "98 %", "✅ PASS"]
+    assert readme.results_row(own, 1.00)[2:] == ["1.000", "0.920", "0.900", "+0.100", "90 %", "❌ FAIL"]
+
+
+def test_a_page_without_its_marks_is_refused():
+    with pytest.raises(UserError, match="<!-- results -->"):
+        readme.between("no marks", "results", "new")
+    assert readme.between("a <!-- x -->\nold\n<!-- end --> b", "x", "new") == "a <!-- x -->\nnew\n<!-- end --> b"
 
 
 def test_the_study_holds_the_committed_run():
@@ -59,20 +111,17 @@ def test_the_study_holds_the_committed_run():
 
 @pytest.mark.parametrize("profile", readme.STUDIED)
 def test_the_runs_of_a_study_differ_in_what_they_say_only(profile):
-    metrics, results = (
-        json.loads(files.COMMITTED_METRICS.read_text()),
-        results_module.read_results(files.STUDY_RESULTS / profile),
-    )
-    assert results
-    for result in results:
+    metrics = json.loads(files.COMMITTED_METRICS.read_text())
+    paths = sorted((files.STUDY_RESULTS / profile).glob("*.json"))
+    assert paths
+    for path in paths:
+        result = json.loads(path.read_text())
         wanted = get_settings(profile, seed=result["settings"]["seed"], **result["overrides"]).as_dict()
-        if result["overrides"].get("joint"):  # as many steps as the three stages together (study.planned)
+        if result["overrides"].get("joint"):  # as many steps as the three stages together (runner.planned)
             wanted["epochs"] |= {"cls": result["settings"]["epochs"]["cls"]}
         assert result["settings"] == wanted, result["name"]
-        assert (result["data_fingerprint"], result["initial_weights"]) == (
-            metrics["data_fingerprint"],
-            metrics["initial_weights"],
-        )
+        for key in ("data_fingerprint", "initial_weights"):
+            assert result[key] == metrics[key], result["name"]
 
 
 def test_the_pictures_of_a_study_are_drawn_from_its_files_alone(tmp_path, monkeypatch):
@@ -87,7 +136,7 @@ def test_the_pictures_of_a_study_are_drawn_from_its_files_alone(tmp_path, monkey
 
 
 def test_both_readmes_give_the_same_lines_to_type():
-    blocks = [re.findall(r"```bash\n(.*?)```", readme.read(name), re.DOTALL) for name in readme.README_WORDS]
+    blocks = [re.findall(r"```bash\n(.*?)```", readme.read(name), re.DOTALL) for name in readme.READMES]
     english, chinese = ([line.split("  #")[0].strip() for line in "".join(b).splitlines()] for b in blocks)
     assert english == chinese
 
@@ -96,14 +145,34 @@ def test_the_last_notebook_shows_the_committed_results():
     notebook = nbformat.read(PROJECT / "notebooks" / "06_final_evaluation.ipynb", as_version=4)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     said = "".join(output.text for output in outputs if output.output_type == "stream")
-    assert forgetting.closing_report(forgetting.read_metrics(files.COMMITTED_METRICS)) in said
+    assert forgetting.closing_report(read_metrics(files.COMMITTED_METRICS).stage_metrics) in said
     assert "the run that came with the project" not in said, "it shows an older run, not the one that is published"
 
 
-def test_figures_of_the_readmes_are_there():
-    for name in readme.README_WORDS:
-        for path in re.findall(r"!\[.*?\]\((.*?)\)", readme.read(name)):
-            assert (files.PROJECT / path).stat().st_size < 400_000
+def test_the_readme_is_short_and_has_two_lines_to_run():
+    text = readme.read("README.md")
+    assert len(text.split()) < 2000
+    assert sum(line.startswith("python3 -m venv") for line in text.splitlines()) == 2
+
+
+def anchors(text):
+    """The anchors that GitHub gives to the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere_and_figures_are_light(name):
+    text = readme.read(name)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    for target in targets:
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (files.PROJECT / name).parent / path if path else files.PROJECT / name
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), target
+        assert file.suffix != ".png" or file.stat().st_size < 400_000
 
 
 def test_the_committed_weights_are_those_of_the_committed_results():
@@ -117,6 +186,8 @@ def test_the_committed_weights_are_those_of_the_committed_results():
     assert files.COMMITTED_WEIGHTS.stat().st_size < 10_000_000
 
 
+@pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.skipif(not (PROJECT.parent / "shared" / "data").exists(), reason="needs the real sets beside the project")
 def test_the_committed_weights_give_the_committed_results(tmp_path):
     root = str(PROJECT.parent / "shared" / "data")
@@ -161,6 +232,37 @@ def test_a_synthetic_or_unfinished_run_is_not_shown(tmp_path):
         publish_run.take_over(tmp_path)
 
 
+@pytest.fixture
+def finished_run(tmp_path_factory):
+    """A folder like that of a finished run: another Top-1 than the committed one, weights and figures of few bytes."""
+    run = tmp_path_factory.mktemp("run")
+    metrics = json.loads(files.COMMITTED_METRICS.read_text())
+    metrics["stages"]["cls"]["metrics"]["cls"]["Top-1"] = 0.987
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    (run / "stage3_classification.pt").write_bytes(b"weights")
+    (run / "figures").mkdir()
+    for name in ("architecture.png", "all_curves.png", "with_and_without_replay.png"):
+        (run / "figures" / name).write_bytes(name.encode())
+    return run
+
+
+def test_a_finished_run_becomes_the_one_that_is_shown(finished_run, copied_project):
+    assert cli_main.main(["publish", str(finished_run)]) == 0
+    assert "| 0.987 | 0.987 |" in readme.read("README.md")  # own stage and final value
+    card = json.loads((copied_project / "data" / "weights" / "three_tasks.json").read_text())
+    assert card["val"]["Top-1"] == 0.987 and card["sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert files.COMMITTED_WEIGHTS.read_bytes() == b"weights"
+    assert (copied_project / "figures" / "all_curves.png").read_bytes() == b"all_curves.png"
+
+
+def test_a_run_that_lacks_a_figure_changes_nothing(finished_run, copied_project):
+    (finished_run / "figures" / "with_and_without_replay.png").unlink()
+    before = contents(copied_project)
+    with pytest.raises(UserError, match=r"with_and_without_replay\.png cannot be read"):
+        publish_run.take_over(finished_run)
+    assert contents(copied_project) == before
+
+
 def cells(text, source, outputs=(), count=None):
     code = nbformat.v4.new_code_cell(source, outputs=list(outputs), execution_count=count)
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text), code])
@@ -196,13 +298,13 @@ def test_all_notebooks_and_both_readmes_name_one_address():
     for name, row, address in stored_links():
         assert row == links.navigation(name, address)
     made = links.badge("06_final_evaluation", address) if (address := addresses.pop()) else ""
-    for page in readme.README_WORDS:
+    for page in readme.READMES:
         assert readme.between(readme.read(page), "badge", made) == readme.read(page)
 
 
 def test_the_address_is_set_everywhere_at_once_and_can_be_changed(tmp_path, monkeypatch):
     shutil.copytree(files.NOTEBOOKS, tmp_path / "notebooks")
-    for page in readme.README_WORDS:
+    for page in readme.READMES:
         shutil.copyfile(files.PROJECT / page, tmp_path / page)
     monkeypatch.setattr(files, "PROJECT", tmp_path)
     monkeypatch.setattr(files, "NOTEBOOKS", tmp_path / "notebooks")
