@@ -45,7 +45,7 @@ class RunKey:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunKey":
         """The inverse of as_dict; other keys are left alone."""
-        settings = Settings(**values["settings"])
+        settings = Settings.from_dict(values["settings"])
         return cls(settings, values["data_fingerprint"], values["initial_weights"])
 
     def difference(self, other: "RunKey") -> str | None:

@@ -71,6 +71,13 @@ class Settings:
         """The settings as plain types, as they are stored in checkpoints and metrics.json."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Settings":
+        """The inverse of as_dict. Raises KeyError where a field is missing, TypeError for one that does not exist."""
+        for name in cls().as_dict():
+            values[name]  # a default in its place would make other settings look like these
+        return cls(**values)
+
 
 # "replay buffer (<= 10 images per task per step)": the assignment's rule, asserted at every step
 MAX_REPLAY_PER_TASK = 10

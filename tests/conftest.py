@@ -12,7 +12,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that plain `pytest` finds mtl_utils
 
-from mtl_utils.tasks import FOLDERS, IMAGENETTE_NAMES
+from mtl_utils import layout
+from mtl_utils.files import PROJECT
+from mtl_utils.tasks import FOLDERS, IMAGENETTE_NAMES, TASKS
 
 COUNTS = {"train": 6, "val": 4}  # images of segmentation and detection; classification has one for each class
 SIZES = ((96, 64), (64, 96), (80, 80), (72, 90), (90, 66), (64, 64))  # width, height
@@ -37,6 +39,15 @@ def tiny_root(tmp_path_factory) -> Path:
         draw_det(root / FOLDERS["det"], split, count)
         draw_cls(root / FOLDERS["cls"] / split)
     return root
+
+
+@pytest.fixture(scope="session")
+def real_root() -> Path:
+    """The real mini sets, for tests that are marked `real`: those in data/, else those beside the project."""
+    for root in (PROJECT / "data", PROJECT.parent / "shared" / "data"):
+        if all(layout.has_set(root, task) for task in TASKS):
+            return root
+    pytest.skip("the real sets are neither in data/ nor beside the project")
 
 
 @pytest.fixture

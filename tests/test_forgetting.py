@@ -9,7 +9,6 @@ from helpers import stage_metrics, task_metrics
 from mtl_utils import forgetting, stages
 from mtl_utils.experiments import tables
 from mtl_utils.files import COMMITTED_METRICS, UserError
-from mtl_utils.publish import readme
 from mtl_utils.run import RunKey, RunMetrics, StageResult, read_metrics
 from mtl_utils.settings import Settings
 from mtl_utils.tasks import TASKS
@@ -85,14 +84,6 @@ def test_tables_show_floor_gain_and_verdict():
     forgetting = tables.forgetting_table(METRICS)
     assert forgetting.loc["mAP@50", "drop"] == "-0.0200"
     assert forgetting.loc["mIoU", "drop, % of baseline"] == "+10.0"
-
-
-def test_the_readme_holds_against_the_larger_of_both_baselines():
-    lines = readme.results_markdown(METRICS, {"seg": 0.3, "det": 0.6}, list("abcdefgh")).splitlines()
-    assert lines[2] == "| mIoU | 0.030 | 0.300 | 0.400 | 0.360 | +0.040 | 90 % | ❌ FAIL |"
-    det = METRICS["cls"]["det"].value
-    assert lines[3].startswith("| mAP@50 |") and f"| 0.600 | 0.100 | {det:.3f} | {0.6 - det:+.3f} |" in lines[3]
-    assert lines[3].endswith("❌ FAIL |") and lines[4].split(" | ")[2] == "–"
 
 
 def test_a_missing_stage_is_named():

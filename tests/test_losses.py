@@ -99,6 +99,19 @@ def test_logits_of_half_the_size_are_compared_with_every_second_pixel():
     assert torch.equal(half, segmentation_loss(outputs(segmentation=logits), as_targets(masks[:, ::2, ::2])))
 
 
+def test_a_single_pixel_of_a_common_class_counts_like_any_other():
+    """Its class weighs less than 1, and the weighted mean divides by just that weight."""
+    logits = torch.randn(1, 21, 4, 4)
+    mask = torch.full((4, 4), IGNORE)
+    mask[2, 1] = 3
+    weights = torch.full((21,), 0.25)
+    probability = logits[0, :, 2, 1].softmax(0)[3].item()
+    expected = -math.log(probability) + (1 - probability)  # cross-entropy, and Lovász: the error itself
+    for used in (None, weights):
+        loss = segmentation_loss(outputs(segmentation=logits), [{"mask": mask}], used)
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_batch_that_is_all_border_gives_zero_and_a_finite_gradient():
     logits = torch.randn(1, 21, 4, 4, requires_grad=True)
     loss = segmentation_loss(outputs(segmentation=logits), as_targets(torch.full((1, 4, 4), IGNORE)), torch.rand(21))

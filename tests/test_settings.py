@@ -23,7 +23,19 @@ def test_every_profile_is_within_the_rules(name):
 @pytest.mark.parametrize("name", PROFILES)
 def test_settings_survive_json(name):
     stored = json.loads(json.dumps(PROFILES[name].as_dict()))
-    assert Settings(**stored) == PROFILES[name]
+    assert Settings.from_dict(stored) == PROFILES[name]
+
+
+@pytest.mark.parametrize("change", ["lacks", "has too many"])
+def test_settings_of_another_version_are_no_settings(change):
+    """A default in the place of a missing field would let a run be continued with other settings than it began with."""
+    stored = PROFILES["smoke"].as_dict()
+    if change == "lacks":
+        del stored["ema_decay"]
+    else:
+        stored["momentum"] = 0.9
+    with pytest.raises((KeyError, TypeError), match=r"ema_decay|momentum"):
+        Settings.from_dict(stored)
 
 
 def test_single_values_are_replaced_and_the_profile_stays_as_it_is():

@@ -120,7 +120,7 @@ class RunSummary:
         curves: dict[Task, ValCurve] = {}
         for stage, points in values["val_curve"].items():
             curves[stage] = [(epoch, scores) for epoch, scores in points]
-        settings = Settings(**values["settings"])
+        settings = Settings.from_dict(values["settings"])
         return cls(**(values | {"settings": settings, "metrics": metrics, "val_curve": curves}))
 
 

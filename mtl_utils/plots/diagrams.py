@@ -65,12 +65,12 @@ def model_parts(model: UnifiedModel) -> dict[str, nn.Module]:
 
 def measure(model: UnifiedModel, size: int) -> tuple[list[Layer], Outputs]:
     """The parts of a model as they are for one image of size x size, and the model's outputs for it."""
-    twin = copy.deepcopy(model).cpu().eval()  # so that the model keeps its mode and gets no hooks
+    copied = copy.deepcopy(model).cpu().eval()  # so that the model keeps its mode and gets no hooks
     shapes: dict[str, Shape] = {}
-    for name, part in model_parts(twin).items():
+    for name, part in model_parts(copied).items():
         part.register_forward_hook(shape_recorder(shapes, name))
     with torch.no_grad():
-        outputs = twin(torch.zeros(1, 3, size, size))
+        outputs = copied(torch.zeros(1, 3, size, size))
     layers = []
     for name, part in model_parts(model).items():
         layers.append(Layer(name, shapes[name], describe(part), count_parameters(part)))
@@ -347,26 +347,26 @@ def draw_evaluation(axes: Axes, task: Task) -> None:
     link(axes, checkpoint_box(task), scores)
     group(axes, scores, "Evaluate on val: all tasks so far")
     for number, learned in enumerate(learned_by(task)):
-        chip = Box(stage.left + 0.12 + 0.945 * number, 0.28, 0.87, 0.3)
-        task_block(axes, chip, [METRIC_NAMES[learned]], learned)
+        metric = Box(stage.left + 0.12 + 0.945 * number, 0.28, 0.87, 0.3)
+        task_block(axes, metric, [METRIC_NAMES[learned]], learned)
 
 
-def stored_chips(task: Task) -> dict[Task, Box]:
+def stored_boxes(task: Task) -> dict[Task, Box]:
     """The boxes of what the buffer holds when a stage begins: of every earlier task, above the stage."""
     left = STAGES[task].left + 0.12
-    chips = {}
+    boxes = {}
     for earlier in earlier_tasks(task):
-        chips[earlier] = Box(left, BUFFER_LINE - 0.2, 1.12, 0.4)
+        boxes[earlier] = Box(left, BUFFER_LINE - 0.2, 1.12, 0.4)
         left += 1.2
-    return chips
+    return boxes
 
 
 def draw_replay(axes: Axes, task: Task, buffer_size: int, replayed: int) -> None:
     """What the buffer holds during a stage, and how much of it a step replays."""
-    for earlier, chip in stored_chips(task).items():
-        task_block(axes, chip, [f"{buffer_size} {earlier}"], earlier)
-        link(axes, chip, STAGES[task])
-        x, _ = chip.at(0.5, 0)
+    for earlier, stored in stored_boxes(task).items():
+        task_block(axes, stored, [f"{buffer_size} {earlier}"], earlier)
+        link(axes, stored, STAGES[task])
+        x, _ = stored.at(0.5, 0)
         write(axes, (x + 0.1, BELOW_BUFFER), f"{replayed} per step", align="left")
 
 
@@ -376,8 +376,8 @@ def draw_stored(axes: Axes, task: Task, buffer_size: int) -> None:
     if after is None:
         return
     x, y = STAGES[task].at(0.88, 1)
-    chips = list(stored_chips(task).values())
-    if chips:  # what is there already is handed on too
-        arrow(axes, chips[-1].at(1, 0.5), (x, BUFFER_LINE))
+    boxes = list(stored_boxes(task).values())
+    if boxes:  # what is there already is handed on too
+        arrow(axes, boxes[-1].at(1, 0.5), (x, BUFFER_LINE))
     arrow(axes, (x, y), (x, BUFFER_LINE), (after.left + 0.12, BUFFER_LINE))
     write(axes, (x + 0.1, BELOW_BUFFER), f"{buffer_size} images kept", align="left")

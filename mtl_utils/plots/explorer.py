@@ -27,7 +27,7 @@ LARGEST = 1024  # pixels of the longer side of a user's image: the model reads f
 WHOLE_DESCRIPTION = {"description_width": "initial"}  # a widget's style: its description is not cut off
 
 
-class Player(widgets.VBox):
+class InteractiveFigure(widgets.VBox):
     """Rows of controls above a picture, which is drawn again whenever one of them changes; a note stands below it."""
 
     def __init__(self, *rows: list[widgets.Widget]):
@@ -58,7 +58,7 @@ class Player(widgets.VBox):
         raise NotImplementedError
 
 
-class DataBrowser(Player):
+class DataBrowser(InteractiveFigure):
     """Any image of any set, with or without its label."""
 
     def __init__(self, datasets: dict[tuple[Task, str], MiniSet]):
@@ -86,7 +86,7 @@ class DataBrowser(Player):
         return figure
 
 
-class Explorer(Player):
+class Explorer(InteractiveFigure):
     """What the model after a stage predicts for an image of a val set, or for one's own: all three tasks at once."""
 
     def __init__(self, models: Models, datasets: dict[Task, MiniSet], sizes: dict[Task, int]):
@@ -195,7 +195,7 @@ def uploaded(value: tuple[dict[str, Any], ...] | dict[str, dict[str, Any]]) -> t
     return name, io.BytesIO(last["content"])
 
 
-class MemorySlider(Player):
+class MemorySlider(InteractiveFigure):
     """How much of each task is kept when the replay buffer stores more or fewer images: read from results, no model."""
 
     def __init__(self, results: list[RunSummary], selection: str = "balanced"):

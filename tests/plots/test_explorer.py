@@ -1,4 +1,4 @@
-"""The players of the notebooks, driven through their controls' values as a user would move them."""
+"""The interactive figures of the notebooks, driven through their controls' values as a user would move them."""
 
 import io
 from datetime import datetime, timezone
@@ -28,7 +28,7 @@ def sets():
 
 
 @pytest.fixture
-def player(sets, monkeypatch):
+def widget(sets, monkeypatch):
     """An explorer of two stages whose models predict fixed things; `calls` collects the arguments of predict."""
     detections = {
         "boxes": torch.tensor([[0.0, 0, 20, 20]] * 2),
@@ -43,61 +43,61 @@ def player(sets, monkeypatch):
         return [predictions[task]]
 
     monkeypatch.setattr(explorer, "predict", predict)
-    player = explorer.Explorer({"det": "old", "cls": "new"}, sets, {"seg": 32, "det": 64, "cls": 96})
-    player.calls = calls
-    return player
+    widget = explorer.Explorer({"det": "old", "cls": "new"}, sets, {"seg": 32, "det": 64, "cls": 96})
+    widget.calls = calls
+    return widget
 
 
-def texts(player):
+def texts(widget):
     """What is written into the picture that the controls ask for now, by axes."""
     written = []
-    for axis in player.figure().axes:
+    for axis in widget.figure().axes:
         inside = [text.get_text() for text in axis.texts]
         written.append([axis.get_title(), *inside])
     return written
 
 
-def test_the_last_stage_predicts_all_tasks_at_their_sizes(player):
-    assert player.stage.value == "cls"
-    assert player.calls == [
+def test_the_last_stage_predicts_all_tasks_at_their_sizes(widget):
+    assert widget.stage.value == "cls"
+    assert widget.calls == [
         ("new", "seg", (3, 40, 40), 32),
         ("new", "det", (3, 40, 40), 64),
         ("new", "cls", (3, 40, 40), 96),
     ]
-    label, prediction = texts(player)
+    label, prediction = texts(widget)
     assert label == ["bird"]
     assert prediction == ["n3 (0.70)", "cat 0.90", "dog 0.40"]
 
 
-def test_an_earlier_stage_predicts_what_it_had_learned(player):
-    player.calls.clear()
-    player.stage.value = "det"
-    assert [(model, task) for model, task, *_ in player.calls] == [("old", "seg"), ("old", "det")]
+def test_an_earlier_stage_predicts_what_it_had_learned(widget):
+    widget.calls.clear()
+    widget.stage.value = "det"
+    assert [(model, task) for model, task, *_ in widget.calls] == [("old", "seg"), ("old", "det")]
 
 
-def test_controls_change_the_picture(player):
-    pictures = [player.picture.value]
-    player.threshold.value = 0.5
-    assert texts(player)[1] == ["n3 (0.70)", "cat 0.90"]
-    pictures.append(player.picture.value)
-    player.layers["det"].value = False
-    assert texts(player)[1] == ["n3 (0.70)"]
-    pictures.append(player.picture.value)
-    player.layers["cls"].value = False
-    assert texts(player)[1] == [""]
-    pictures.append(player.picture.value)
+def test_controls_change_the_picture(widget):
+    pictures = [widget.picture.value]
+    widget.threshold.value = 0.5
+    assert texts(widget)[1] == ["n3 (0.70)", "cat 0.90"]
+    pictures.append(widget.picture.value)
+    widget.layers["det"].value = False
+    assert texts(widget)[1] == ["n3 (0.70)"]
+    pictures.append(widget.picture.value)
+    widget.layers["cls"].value = False
+    assert texts(widget)[1] == [""]
+    pictures.append(widget.picture.value)
     assert len(set(pictures)) == 4
     assert Image.open(io.BytesIO(pictures[-1])).format == "JPEG"
 
 
-def test_the_slider_ends_where_the_set_ends(player):
-    player.index.value = 4
-    player.source.value = "det"
-    assert (player.index.max, player.index.value) == (1, 1)
-    assert texts(player)[0] == ["1 object", "tv"]
+def test_the_slider_ends_where_the_set_ends(widget):
+    widget.index.value = 4
+    widget.source.value = "det"
+    assert (widget.index.max, widget.index.value) == (1, 1)
+    assert texts(widget)[0] == ["1 object", "tv"]
 
 
-def upload(player, content, name="mine.jpg"):
+def upload(widget, content, name="mine.jpg"):
     uploaded = {
         "name": name,
         "type": "image/jpeg",
@@ -105,7 +105,7 @@ def upload(player, content, name="mine.jpg"):
         "content": memoryview(content),
         "last_modified": datetime.now(timezone.utc),
     }
-    player.upload.value = (uploaded,)
+    widget.upload.value = (uploaded,)
 
 
 def jpeg(width, height, turned=False):
@@ -117,34 +117,34 @@ def jpeg(width, height, turned=False):
     return file.getvalue()
 
 
-def test_your_own_image_uploaded(player):
-    player.source.value = explorer.OWN
-    assert player.note.value == "Upload a picture, or type the path of one."
-    player.calls.clear()
-    upload(player, jpeg(64, 32, turned=True))
-    assert player.note.value == "" and player.calls[0][2] == (3, 64, 32), "turned as the camera says"
-    player.calls.clear()
-    upload(player, jpeg(3000, 1500))
-    assert player.calls[0][2] == (3, 512, 1024)
-    assert len(texts(player)) == 1, "an own image has no label"
+def test_your_own_image_uploaded(widget):
+    widget.source.value = explorer.OWN
+    assert widget.note.value == "Upload a picture, or type the path of one."
+    widget.calls.clear()
+    upload(widget, jpeg(64, 32, turned=True))
+    assert widget.note.value == "" and widget.calls[0][2] == (3, 64, 32), "turned as the camera says"
+    widget.calls.clear()
+    upload(widget, jpeg(3000, 1500))
+    assert widget.calls[0][2] == (3, 512, 1024)
+    assert len(texts(widget)) == 1, "an own image has no label"
 
 
-def test_your_own_image_by_path(player, tmp_path):
+def test_your_own_image_by_path(widget, tmp_path):
     (tmp_path / "mine.jpg").write_bytes(jpeg(64, 32))
-    player.source.value = explorer.OWN
-    player.calls.clear()
-    player.path.value = str(tmp_path / "mine.jpg")
-    assert player.note.value == "" and player.calls[0][2] == (3, 32, 64)
+    widget.source.value = explorer.OWN
+    widget.calls.clear()
+    widget.path.value = str(tmp_path / "mine.jpg")
+    assert widget.note.value == "" and widget.calls[0][2] == (3, 32, 64)
 
 
-def test_what_was_given_last_counts(player, tmp_path):
+def test_what_was_given_last_counts(widget, tmp_path):
     (tmp_path / "mine.jpg").write_bytes(jpeg(64, 32))
-    player.source.value = explorer.OWN
-    player.path.value = str(tmp_path / "mine.jpg")
-    upload(player, jpeg(32, 96))
-    assert player.calls[-1][2] == (3, 96, 32) and player.path.value == ""
-    player.path.value = str(tmp_path / "mine.jpg")
-    assert player.calls[-1][2] == (3, 32, 64)
+    widget.source.value = explorer.OWN
+    widget.path.value = str(tmp_path / "mine.jpg")
+    upload(widget, jpeg(32, 96))
+    assert widget.calls[-1][2] == (3, 96, 32) and widget.path.value == ""
+    widget.path.value = str(tmp_path / "mine.jpg")
+    assert widget.calls[-1][2] == (3, 32, 64)
 
 
 def test_uploads_are_read_in_both_forms_of_ipywidgets():
@@ -156,12 +156,12 @@ def test_uploads_are_read_in_both_forms_of_ipywidgets():
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", jpeg(64, 64)[:200]])
-def test_what_is_no_picture_is_one_sentence(player, content):
-    player.source.value = explorer.OWN
-    before = player.picture.value
-    upload(player, content, "mine.txt")
-    assert player.note.value == "mine.txt cannot be read as a picture: choose a JPEG or PNG file."
-    assert player.picture.value == before
+def test_what_is_no_picture_is_one_sentence(widget, content):
+    widget.source.value = explorer.OWN
+    before = widget.picture.value
+    upload(widget, content, "mine.txt")
+    assert widget.note.value == "mine.txt cannot be read as a picture: choose a JPEG or PNG file."
+    assert widget.picture.value == before
 
 
 def test_the_browser_shows_any_image_of_any_set(sets):

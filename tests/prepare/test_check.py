@@ -19,7 +19,6 @@ from mtl_utils.files import UserError
 from mtl_utils.prepare import check
 from mtl_utils.tasks import SPLITS
 
-REAL = Path(__file__).resolve().parents[3] / "shared/data"
 WIDTH, HEIGHT = 40, 30
 TRAIN_JSON = "mini_coco_det/annotations/mini_instances_train2017.json"
 
@@ -277,10 +276,10 @@ def test_garbage_never_raises(root):
     assert check.report(root) > 0
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real sets are not beside the project")
-def test_real_sets_have_no_fault():
-    assert check.check_root(REAL) == []
-    assert [(row[2], row[3]) for row in check.summary(REAL)] == [
+@pytest.mark.real
+def test_real_sets_have_no_fault(real_root):
+    assert check.check_root(real_root) == []
+    assert [(row[2], row[3]) for row in check.summary(real_root)] == [
         (240, "240 masks"),
         (60, "60 masks"),
         (240, "1305 boxes of 10 classes"),

@@ -19,8 +19,6 @@ from mtl_utils.prepare import fetch as fetch_module
 from mtl_utils.prepare.fetch import fetch
 from mtl_utils.tasks import FOLDERS, SPLITS, TASKS
 
-REAL = Path(__file__).resolve().parents[3] / "shared/data"
-REAL_ONLY = pytest.mark.skipif(not REAL.is_dir(), reason="the real sets are not beside the project")
 SEG, CLS, DET = "/VOCtrainval.tar", "/imagenette2-160.tgz", "/train2017/000000000009.jpg"
 BOXES = "/annotations.zip"
 
@@ -441,26 +439,26 @@ def test_digest_of_boxes_sees_content_only():
     assert fetch_module.boxes_digest(coco) != digest
 
 
-@REAL_ONLY
-def test_committed_manifest_names_the_real_files():
+@pytest.mark.real
+def test_committed_manifest_names_the_real_files(real_root):
     plan = fetch_module.read_manifest(fetch_module.MANIFEST)
     assert fetch_module.MANIFEST.stat().st_size < 150_000
     for task in TASKS:
-        assert fetch_module.lacking(REAL, task, plan) == []
+        assert fetch_module.lacking(real_root, task, plan) == []
         for split, count in zip(SPLITS, (240, 60), strict=True):
-            folder = layout.split_folder(REAL, task, split)
+            folder = layout.split_folder(real_root, task, split)
             assert len(plan.sha256[task][split]) == count * (2 if task == "seg" else 1)
             assert set(plan.sha256[task][split]) == {
                 p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()
             }
-    assert all(fetch_module.has_boxes(layout.json_path(REAL, s), plan.boxes[s]) for s in SPLITS)
+    assert all(fetch_module.has_boxes(layout.json_path(real_root, s), plan.boxes[s]) for s in SPLITS)
 
 
-@REAL_ONLY
+@pytest.mark.real
 @pytest.mark.parametrize("split", SPLITS)
-def test_real_annotations_are_rebuilt_byte_by_byte(split):
+def test_real_annotations_are_rebuilt_byte_by_byte(split, real_root):
     """From a stand-in for the official file: shuffled, with outlines, and with an image and a category too many."""
-    plan, path = fetch_module.read_manifest(fetch_module.MANIFEST), layout.json_path(REAL, split)
+    plan, path = fetch_module.read_manifest(fetch_module.MANIFEST), layout.json_path(real_root, split)
     official = json.loads(path.read_bytes())
     official["images"].append(official["images"][0] | {"id": 1, "file_name": "000000000001.jpg"})
     official["annotations"] += [

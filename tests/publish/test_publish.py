@@ -117,7 +117,7 @@ def test_the_runs_of_a_study_differ_in_what_they_say_only(profile):
     for path in paths:
         result = json.loads(path.read_text())
         wanted = get_settings(profile, seed=result["settings"]["seed"], **result["overrides"]).as_dict()
-        if result["overrides"].get("joint"):  # as many steps as the three stages together (runner.planned)
+        if result["overrides"].get("joint"):  # as many steps as the three stages together (runner.planned_settings)
             wanted["epochs"] |= {"cls": result["settings"]["epochs"]["cls"]}
         assert result["settings"] == wanted, result["name"]
         for key in ("data_fingerprint", "initial_weights"):
@@ -188,15 +188,10 @@ def test_the_committed_weights_are_those_of_the_committed_results():
 
 @pytest.mark.slow
 @pytest.mark.real
-@pytest.mark.skipif(not (PROJECT.parent / "shared" / "data").exists(), reason="needs the real sets beside the project")
-def test_the_committed_weights_give_the_committed_results(tmp_path):
-    root = str(PROJECT.parent / "shared" / "data")
-    assert (
-        evaluate.evaluate_command(
-            ["--weights", str(files.COMMITTED_WEIGHTS), "--data_root", root, "--json", str(tmp_path / "m")]
-        )
-        == 0
-    )
+@pytest.mark.real
+def test_the_committed_weights_give_the_committed_results(real_root, tmp_path):
+    words = ["--weights", files.COMMITTED_WEIGHTS, "--data_root", real_root, "--json", tmp_path / "m"]
+    assert evaluate.evaluate_command([str(word) for word in words]) == 0
     found = json.loads((tmp_path / "m").read_text())["tasks"]
     wanted = json.loads(files.COMMITTED_METRICS.read_text())["stages"]["cls"]["metrics"]
     for task in TASKS:
