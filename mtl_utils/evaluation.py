@@ -9,7 +9,7 @@ The floors: everything background; no detections; always the most frequent class
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from torchvision.ops import box_convert, box_iou
 from tqdm.auto import tqdm
 
 from mtl_utils.data import MiniSet, Target
-from mtl_utils.detection import decode
+from mtl_utils.detection import Detections, decode
 from mtl_utils.model import Outputs
 from mtl_utils.tasks import IGNORE, METRIC_NAMES, VOC_CLASSES, Task
 from mtl_utils.transforms import Letterbox, eval_transform, to_batch
@@ -33,7 +33,6 @@ MATCH_IOU = 0.5  # the least overlap of a detection with the object that it find
 NO_DETECTION = (-2.0, -2.0, 1.0, 1.0, 0.0)  # left, top, width, height, score: lies outside every image
 
 Predictions = list[Any]  # of one task, one an image: masks, detections or class probabilities
-Detections = dict[str, Tensor]  # boxes (N, 4) XYXY in pixels, scores (N,), labels (N,) int64, best first
 
 
 @dataclass(frozen=True)
@@ -325,7 +324,12 @@ def class_score(probabilities: Tensor, target: Target) -> float:
     return probabilities[target["label"]].item()
 
 
-IMAGE_SCORES = {"seg": mask_score, "det": boxes_score, "cls": class_score}  # how good one prediction is, 0 to 1
+# how good the prediction for one image is, 0 to 1
+IMAGE_SCORES: dict[Task, Callable[[Any, Target], float]] = {
+    "seg": mask_score,
+    "det": boxes_score,
+    "cls": class_score,
+}
 
 
 # ---- a whole set

@@ -15,10 +15,9 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from mtl_utils.data import MiniSet
-from mtl_utils.detection import MAX_DETECTIONS
+from mtl_utils.detection import MAX_DETECTIONS, Detections
 from mtl_utils.evaluation import (
     MATCH_IOU,
-    Detections,
     Predictions,
     class_iou,
     coco_evaluation,
