@@ -15,3 +15,11 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["MTL_RUN"] = os.path.join(tempfile.mkdtemp(prefix="mtl_smoke_"), "run")
     os.environ.pop("MTL_RUNS", None)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The cells of notebooks, which --nbval collects, carry the marks of tests that execute notebooks."""
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker("notebooks")
+            item.add_marker("slow")

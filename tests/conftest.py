@@ -12,8 +12,13 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that plain `pytest` finds mtl_utils
 
-from mtl_utils import layout
+from helpers import SETTINGS
+
+from mtl_utils import environment, layout
 from mtl_utils.files import PROJECT
+from mtl_utils.prepare.root import Root
+from mtl_utils.run import Run
+from mtl_utils.stages import run_stage
 from mtl_utils.tasks import FOLDERS, IMAGENETTE_NAMES, TASKS
 
 COUNTS = {"train": 6, "val": 4}  # images of segmentation and detection; classification has one for each class
@@ -39,6 +44,17 @@ def tiny_root(tmp_path_factory) -> Path:
         draw_det(root / FOLDERS["det"], split, count)
         draw_cls(root / FOLDERS["cls"] / split)
     return root
+
+
+@pytest.fixture(scope="session")
+def trained_run(tiny_root, tmp_path_factory) -> Run:
+    """A run of all three stages that nothing interrupted, for reading only; its settings are SETTINGS."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(environment.IMAGENET_WEIGHTS, "nothing")
+        run = Run(SETTINGS, tmp_path_factory.mktemp("trained") / "run", Root(tiny_root, "--data-root"))
+        for task in TASKS:
+            run_stage(run, task)
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Small hand-made samples and sets for the tests."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,9 +11,19 @@ from torchvision import tv_tensors
 from mtl_utils.data import MiniSet
 from mtl_utils.evaluation import StageMetrics, TaskMetrics
 from mtl_utils.model import Outputs
+from mtl_utils.settings import PROFILES
 from mtl_utils.tasks import TASKS, Classes
 
 CLASSES = Classes(det=("cat", "dog", "tv"), det_ids=(7, 42, 90), cls=("n1", "n2", "n3"))
+SETTINGS = replace(  # of a run that takes seconds
+    PROFILES["smoke"],
+    widths="paper",
+    train_size=dict(seg=64, det=64, cls=32),
+    epochs=dict(seg=3, det=2, cls=2),
+    batch_size=dict(seg=2, det=2, cls=2),
+    buffer_size=4,
+    replay_per_task=2,
+)
 
 
 class ListSet(MiniSet):

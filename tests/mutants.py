@@ -77,10 +77,12 @@ class Plant(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def is_annotation(tree: ast.AST) -> set[int]:
-    """The ids of all nodes in type hints and docstrings, where a fault changes nothing."""
+def without_effect(tree: ast.AST) -> set[int]:
+    """The ids of all nodes in type hints and `strict=`, where a fault changes nothing."""
     hidden: set[int] = set()
     for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg == "strict":  # zip(..., strict=True): the lengths are equal
+            hidden.add(id(node.value))
         hints = [getattr(node, name, None) for name in ("annotation", "returns")]
         for hint in hints:
             if isinstance(hint, ast.AST):
@@ -91,7 +93,7 @@ def is_annotation(tree: ast.AST) -> set[int]:
 def mutants(source: str) -> list[tuple[int, str, str]]:
     """(line, what changes, faulty source) of every mutant of a file."""
     tree = ast.parse(source)
-    hidden = is_annotation(tree)
+    hidden = without_effect(tree)
     result = []
     for node in list(ast.walk(tree)):
         if id(node) in hidden:

@@ -6,6 +6,7 @@ import torch
 from helpers import det_set, objects, outputs, plain_tensors, random_boxes
 from torchvision.ops import box_iou
 
+from mtl_utils import detection
 from mtl_utils.detection import (
     BOX,
     CLASSES,
@@ -337,3 +338,54 @@ def test_connected_components_agree_with_a_flood_fill():
         ys, xs = zip(*grown, strict=True)
         boxes.add((min(xs) - VOC_BORDER, min(ys) - VOC_BORDER, max(xs) + 1 + VOC_BORDER, max(ys) + 1 + VOC_BORDER))
     assert {tuple(box) for box, _ in connected_components(shown)} == boxes
+
+
+def test_the_recipe_of_detection():
+    """Every constant that the committed weights were trained and evaluated with."""
+    assert (detection.STRIDE, detection.BASE_SIZE, detection.MAX_LOG_SIZE) == (8, 32.0, 4.0)
+    assert (detection.MIN_POSITIVE_CELLS, detection.CENTER_RADIUS) == (9, 0.2)
+    assert (detection.PRE_NMS_TOP_K, detection.NMS_IOU, detection.MAX_DETECTIONS) == (1000, 0.3, 100)
+    assert (detection.FULL_LOGIT, detection.EMPTY_LOGIT) == (20.0, -20.0)
+    assert (detection.VOC_BORDER, detection.MIN_PIECE_SHARE) == (2, 0.25)
+
+
+def test_boxes_of_several_images_are_decoded_at_once():
+    raw, centres = torch.randn(2, 12, 4), cell_centres(3, 4)
+    boxes = detection.decode_boxes(raw, centres)
+    assert boxes.shape == (2, 12, 4)
+    for image in range(2):
+        assert torch.equal(boxes[image], detection.decode_boxes(raw[image], centres))
+
+
+def test_a_cell_at_just_the_limit_is_not_central():
+    """A fifth of 80 pixels is two cells: of the cells around the middle only the next ones are nearer than that."""
+    centres = cell_centres(16, 16)
+    middle = centres[8 * 16 + 8]
+    box = torch.cat([middle - 40, middle + 40])[None]
+    cells, _ = assign_targets(box, centres)
+    assert len(cells) == 9
+    wider = torch.cat([middle - 41, middle + 41])[None]
+    cells, _ = assign_targets(wider, centres)
+    assert len(cells) == 25
+
+
+def test_weak_detections_vote_too():
+    """Two boxes with scores of .3 and .1: their weighted mean, although the weights add up to less than 1."""
+    boxes = torch.tensor([[0.0, 0, 10, 10], [4, 0, 14, 10]])
+    voted = box_voting(boxes[:1], boxes, torch.tensor([[0.3, 0.1]]))
+    assert voted[0].tolist() == pytest.approx([1, 0, 11, 10])
+
+
+def test_a_centre_on_the_side_of_a_box_lies_in_it():
+    centres = torch.tensor([[4.0, 4], [12, 4], [4, 12], [12, 12], [20, 4]])
+    box = torch.tensor([[4.0, 4, 12, 12]])
+    assert centers_in_boxes(centres, box).tolist() == [True, True, True, True, False]
+
+
+def test_a_piece_of_just_a_quarter_of_the_largest_is_no_fragment():
+    shown = np.zeros((20, 40), dtype=bool)
+    shown[2:6, 2:6] = True  # 16 pixels
+    shown[2:4, 20:22] = True  # 4 of them are a quarter
+    assert [piece.is_fragment for piece in connected_components(shown)] == [False, False]
+    shown[3, 21] = False
+    assert [piece.is_fragment for piece in connected_components(shown)] == [False, True]

@@ -5,6 +5,7 @@ import torch
 from helpers import det_set, objects, outputs, plain_tensors, random_boxes
 from torchvision.ops import box_iou
 
+from mtl_utils import losses
 from mtl_utils.detection import assign_targets, cell_centres, decode, encode
 from mtl_utils.evaluation import detection_metrics
 from mtl_utils.losses import (
@@ -331,3 +332,7 @@ def test_classification_loss_is_smoothed_cross_entropy():
     losses = [-0.9 * row[y] - 0.1 / 5 * sum(row) for row, y in zip(rows, labels.tolist(), strict=True)]
     result = classification_loss(outputs(classification=logits), labels)
     assert result.item() == pytest.approx(sum(losses) / 6, rel=1e-5)
+
+
+def test_the_recipe_of_the_losses():
+    assert (losses.BOX_WEIGHT, losses.SMOOTHING) == (5.0, 0.1)

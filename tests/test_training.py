@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import SETTINGS
 from torch import nn
 
 from mtl_utils import checkpoint, files, stages, training, weights
@@ -14,20 +15,10 @@ from mtl_utils.losses import class_weights
 from mtl_utils.prepare.root import Root
 from mtl_utils.replay import ReplayBuffer
 from mtl_utils.run import Run, load_model
-from mtl_utils.settings import MAX_REPLAY_PER_TASK, PROFILES
+from mtl_utils.settings import MAX_REPLAY_PER_TASK
 from mtl_utils.stages import run_stage
 from mtl_utils.tasks import TASKS
 from mtl_utils.training import EpochRecord, Remedy
-
-SETTINGS = replace(
-    PROFILES["smoke"],
-    widths="paper",
-    train_size=dict(seg=64, det=64, cls=32),
-    epochs=dict(seg=3, det=2, cls=2),
-    batch_size=dict(seg=2, det=2, cls=2),
-    buffer_size=4,
-    replay_per_task=2,
-)
 
 
 @pytest.fixture(autouse=True)
@@ -39,13 +30,10 @@ def make_run(tiny_root, folder, **changes):
     return Run(replace(SETTINGS, **changes), folder, Root(tiny_root, "--data-root"))
 
 
-@pytest.fixture(scope="module")
-def straight(tiny_root, tmp_path_factory):
+@pytest.fixture
+def straight(trained_run):
     """A run of all stages that nothing interrupted."""
-    run = make_run(tiny_root, tmp_path_factory.mktemp("straight"))
-    for task in TASKS:
-        run_stage(run, task)
-    return run
+    return trained_run
 
 
 def stage_weights(run, task):
@@ -84,6 +72,7 @@ def parameters(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
+@pytest.mark.slow
 def test_interrupted_run_ends_with_the_same_weights(straight, tiny_root, tmp_path):
     run = make_run(tiny_root, tmp_path)
     for task in TASKS:
@@ -95,6 +84,7 @@ def test_interrupted_run_ends_with_the_same_weights(straight, tiny_root, tmp_pat
             assert torch.equal(value, stage_weights(run, task)[name]), f"{task}: {name} differs"
 
 
+@pytest.mark.slow
 def test_interruption_within_an_epoch_costs_that_epoch_only(straight, tiny_root, tmp_path, monkeypatch):
     run, calls, step = make_run(tiny_root, tmp_path), [], training.Trainer.step
 
@@ -125,6 +115,7 @@ def test_two_processes_in_one_folder_are_noticed_and_the_first_one_goes_on(strai
     assert all(torch.equal(value, stored[name]) for name, value in stage_weights(straight, "seg").items())
 
 
+@pytest.mark.slow
 def test_without_a_state_a_stage_begins_anew(straight, tiny_root, tmp_path):
     """Who deletes a stage's checkpoints wants it trained again: the history that is left is no other process."""
     run = make_run(tiny_root, tmp_path)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import SETTINGS
 
 from mtl_utils import files, weights
 from mtl_utils.cli import evaluate, research
@@ -21,10 +22,8 @@ from mtl_utils.experiments import benchmark, pretraining, runner
 from mtl_utils.files import PROJECT
 from mtl_utils.prepare.root import Root
 from mtl_utils.publish import log as run_log
-from mtl_utils.run import Run
 from mtl_utils.settings import PROFILES
 from mtl_utils.stages import run_stage
-from mtl_utils.tasks import TASKS
 
 TINY = replace(
     PROFILES["smoke"],
@@ -36,15 +35,10 @@ TINY = replace(
 )
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_root, tmp_path_factory):
+@pytest.fixture
+def trained(trained_run):
     """The folder of a run with all stages done."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(weights.VARIABLE, weights.NOTHING)
-        run = Run(TINY, tmp_path_factory.mktemp("runs") / "tiny", Root(tiny_root, "--data-root"))
-        for task in TASKS:
-            run_stage(run, task)
-    return run.folder
+    return trained_run.folder
 
 
 def marks(weights: Path, root: Path, *more: str) -> int:
@@ -78,6 +72,7 @@ def test_marking_command_verbatim(trained, tiny_root):
     assert not packages & PLOTTING
 
 
+@pytest.mark.slow
 def test_training_imports_no_plotting(trained, tiny_root):
     """The command on a run that is finished: all that it does but the steps themselves."""
     lines = "import json, sys; from mtl_utils.settings import PROFILES, Settings; "
@@ -85,7 +80,7 @@ def test_training_imports_no_plotting(trained, tiny_root):
     lines += "from mtl_utils.cli.main import main; sys.exit(main())"
     words = ["train", "--resume", "--profile", "smoke", "--name", trained.name, "--data-root", tiny_root]
     chosen = {"MTL_RUNS": str(trained.parent), "MTL_IMAGENET_WEIGHTS": "nothing"}
-    printed, packages = in_a_fresh_process("-c", lines, json.dumps(TINY.as_dict()), *words, **chosen)
+    printed, packages = in_a_fresh_process("-c", lines, json.dumps(SETTINGS.as_dict()), *words, **chosen)
     assert printed.count("baseline=") == 3
     assert not packages & PLOTTING
 
@@ -158,6 +153,7 @@ def tiny_profile(monkeypatch, tmp_path):
     monkeypatch.setenv(weights.VARIABLE, weights.NOTHING)
 
 
+@pytest.mark.slow
 def test_train_then_resume(tiny_profile, tiny_root, capsys, monkeypatch):
     command = ["train", "--profile", "smoke", "--name", "mine", "--data-root", str(tiny_root)]
     assert cli_main.main(command) == 0
@@ -235,6 +231,7 @@ def test_fold_makes_a_root_of_the_training_set(tiny_root, tmp_path):
     assert cli_main.main(["data", "fold", str(tiny_root), str(tmp_path / "fold")]) == 1
 
 
+@pytest.mark.slow
 def test_bench_names_a_ratio_for_every_stage(tiny_profile, tiny_root, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "throughput", partial(benchmark.throughput, steps=1))
     assert cli_main.main(["bench", "--profile", "smoke", "--data-root", str(tiny_root)]) == 0
@@ -243,6 +240,7 @@ def test_bench_names_a_ratio_for_every_stage(tiny_profile, tiny_root, capsys, mo
     assert all(line.endswith("%") for line in lines)
 
 
+@pytest.mark.slow
 def test_pretrain_then_train_from_it(tiny_profile, tiny_root, tmp_path, capsys, monkeypatch):
     images, out = tiny_root / "imagenette_160" / "train", tmp_path / "stage0.pt"
     monkeypatch.setattr(pretraining, "BATCH", 4)

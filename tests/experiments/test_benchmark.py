@@ -8,6 +8,7 @@ from mtl_utils.settings import PROFILES
 from mtl_utils.tasks import TASKS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_throughput_counts_replayed_images_and_loading(task, tiny_root, tmp_path, monkeypatch):
     seconds = iter([0.1, 0.2] * 2)

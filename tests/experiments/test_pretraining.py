@@ -80,6 +80,7 @@ def test_every_20th_picture_is_held_out(folder, tmp_path):
     assert not set(stage.held.indices) & set(stage.train.indices)
 
 
+@pytest.mark.slow
 def test_it_learns_and_leaves_weights_with_a_card(folder, tmp_path, monkeypatch):
     out = tmp_path / "weights" / "stage0_paper.pt"
     card = pretrain([folder], "paper", 6, out, tmp_path / "run")
@@ -97,6 +98,7 @@ def test_it_learns_and_leaves_weights_with_a_card(folder, tmp_path, monkeypatch)
     assert start.label.startswith("stage0_paper.pt")
 
 
+@pytest.mark.slow
 def test_a_model_that_starts_from_it_predicts_its_classes(folder, tmp_path, monkeypatch):
     stage = Stage0(Pictures([folder]), "paper", 12, tmp_path / "state.pt")
     while len(stage.history) < 12:
@@ -122,6 +124,7 @@ def test_it_does_not_start_from_what_it_left_itself(folder, tmp_path, monkeypatc
     assert weights.find_starting_weights("paper").label.startswith("stage0_paper.pt ")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_with_the_same_weights(folder, tmp_path):
     straight, stopped = tmp_path / "a.pt", tmp_path / "b.pt"
     pretrain([folder], "paper", 3, straight, tmp_path / "a")

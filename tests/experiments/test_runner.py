@@ -60,6 +60,7 @@ def result(folder, name):
     return json.loads((folder / "results" / f"{name}_seed0.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_run_leaves_a_summary(done):
     assert {run.name for run in results_module.read_results(done / "results")} == {plan.name for plan in PLANS}
     summary = result(done, "replay")
@@ -73,12 +74,14 @@ def test_every_run_leaves_a_summary(done):
     assert set(summary["minutes"]) == {"seg", "det", "cls"}
 
 
+@pytest.mark.slow
 def test_summaries_are_small_and_name_no_folder(done):
     for path in (done / "results").glob("*.json"):
         text = path.read_text()
         assert len(text) < 60_000 and str(done) not in text
 
 
+@pytest.mark.slow
 def test_stage_1_is_shared_and_the_replay_buffer_is_not(done):
     runs = [done / "runs" / f"{name}_seed0" for name in ("replay", "no-replay", "few")]
     states = [load_model(run / "stage1_segmentation.pt")[0].state_dict() for run in runs]
@@ -87,6 +90,7 @@ def test_stage_1_is_shared_and_the_replay_buffer_is_not(done):
     assert load(runs[2] / "stage1_segmentation.pt")["settings"]["buffer_size"] == 2
 
 
+@pytest.mark.slow
 def test_tasks_alone_and_joint_training(done):
     assert list(result(done, "single-det")["metrics"]) == ["det"]
     joint = result(done, "joint")
@@ -95,12 +99,14 @@ def test_tasks_alone_and_joint_training(done):
     assert joint["settings"]["epochs"]["cls"] == 3
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_run_again(done, tiny_root, monkeypatch):
     monkeypatch.setitem(plans.STUDIES, "baselines", PLANS)
     monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("trained again"))
     run_it(tiny_root, done)
 
 
+@pytest.mark.slow
 def test_a_stopped_study_continues_with_the_run_that_was_stopped(tiny_root, tmp_path, monkeypatch):
     monkeypatch.setitem(plans.STUDIES, "baselines", PLANS[:2])
     names, run_stage = [], runner.run_stage
@@ -146,6 +152,7 @@ def test_processes_take_the_gpus_in_turn(local_rank, gpu, tiny_root, tmp_path, m
     assert chosen == [gpu]
 
 
+@pytest.mark.slow
 def test_only_the_shared_stage_keeps_what_training_needs(done):
     left = sorted(path.relative_to(done / "runs").as_posix() for path in (done / "runs").rglob("*.state.pt"))
     assert left == ["replay_seed0/stage1_segmentation.state.pt"]
@@ -161,6 +168,7 @@ def test_the_second_process_waits_for_the_first(tiny_root, tmp_path, monkeypatch
     assert next(answers, None) is None
 
 
+@pytest.mark.slow
 def test_the_picture_of_forgetting_is_drawn_once_both_runs_are_there(done, tiny_root, tmp_path, monkeypatch):
     asked = []
     run_grid = pictures.run_grid
