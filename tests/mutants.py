@@ -28,6 +28,7 @@ TESTS = {  # by file: the tests that must notice its faults, quick ones first
     "training": ["tests/test_training.py", "tests/test_stages.py", "tests/remedies"],
 }
 TIME_LIMIT = 180  # seconds: a mutant that loops for ever counts as noticed
+COSMETIC = ("strict", "leave", "delay", "mininterval", "frozen")  # keywords on which no result rests
 COMPARISONS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
@@ -78,10 +79,10 @@ class Plant(ast.NodeTransformer):
 
 
 def without_effect(tree: ast.AST) -> set[int]:
-    """The ids of all nodes in type hints and `strict=`, where a fault changes nothing."""
+    """The ids of all nodes in type hints and cosmetic arguments, where a fault changes no result."""
     hidden: set[int] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.keyword) and node.arg == "strict":  # zip(..., strict=True): the lengths are equal
+        if isinstance(node, ast.keyword) and node.arg in COSMETIC:
             hidden.add(id(node.value))
         hints = [getattr(node, name, None) for name in ("annotation", "returns")]
         for hint in hints:

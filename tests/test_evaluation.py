@@ -7,6 +7,7 @@ from helpers import CLASSES, ListSet, det_set, objects, outputs, photo, plain_te
 from torch import nn
 from torchvision import tv_tensors
 
+from mtl_utils import evaluation
 from mtl_utils.data import MiniSet, find_classes
 from mtl_utils.detection import encode
 from mtl_utils.evaluation import (
@@ -400,3 +401,29 @@ def test_a_crowd_is_no_object_that_could_be_missed():
 
 def test_score_of_a_class_is_its_probability():
     assert class_score(torch.tensor([0.2, 0.7, 0.1]), {"label": torch.tensor(1)}) == pytest.approx(0.7)
+
+
+def test_the_constants_of_evaluation():
+    """The stand-in for "no detection" lies outside every image and is the least certain of all."""
+    left, top, width, height, score = evaluation.NO_DETECTION
+    assert (left, top, width, height, score) == (-2, -2, 1, 1, 0)
+    assert (evaluation.EVAL_BATCH, evaluation.SHOWN, evaluation.MATCH_IOU) == (10, 0.3, 0.5)
+
+
+def test_a_score_and_an_overlap_of_just_the_limit_count():
+    target = objects([[0, 0, 10, 20]], [0])
+    found = {"boxes": torch.tensor([[0.0, 0, 10, 10]]), "scores": torch.tensor([0.3]), "labels": torch.tensor([0])}
+    assert boxes_score(found, target) == 1, "an overlap of .5 with a score of .3"
+    weaker = found | {"scores": torch.tensor([0.29])}
+    assert boxes_score(weaker, target) == 0
+
+
+def test_one_detection_finds_one_object():
+    target = objects([[0, 0, 20, 20], [0, 0, 20, 22]], [0, 0])
+    found = {"boxes": torch.tensor([[0.0, 0, 20, 21]]), "scores": torch.tensor([0.9]), "labels": torch.tensor([0])}
+    assert boxes_score(found, target) == 1 / 2
+
+
+def test_a_set_without_objects_has_no_mean_ap_either(tmp_path):
+    metrics = detection_metrics(det_set(tmp_path, [objects([], [])]), [nothing()])
+    assert (metrics.value, metrics.mean_ap, metrics.floor) == (0, 0, 0)
