@@ -67,7 +67,7 @@ def read_mask(path: Path) -> tv_tensors.Mask:
 
 
 class MiniSet(Dataset[Sample]):
-    """One split of one task, wholly in memory; `ids` names each image (COCO's image id, else the file's stem)."""
+    """One split of one task, wholly in memory; `ids` names each image (COCO's image id, else the file's name)."""
 
     def __init__(self, task: Task, root: Path, split: str, classes: Classes):
         self.task = task

@@ -28,8 +28,8 @@ CLASSES = slice(FIRST_CLASS, None)  # a logit for each class
 
 BASE_SIZE = 32.0  # pixels: the box side that tw = th = 0 stands for, between the small and the large objects
 MAX_LOG_SIZE = 4.0  # exp is cut here (32 e^4 = 1747 pixels) so that a wild prediction stays finite
-MIN_POSITIVE_CELLS = 9  # cells that learn an object at least: the nearest to its centre
-CENTER_RADIUS = 0.2  # and those whose distance from its centre is less than this fraction of its width and height
+MIN_POSITIVE_CELLS = 9  # every object asks for its nine nearest cells, which may lie outside a small box
+CENTER_RADIUS = 0.2  # and for the cells within this fraction of its width and height around its centre, on each axis
 EMPTY_LOGIT = -20.0  # of a confidence of 0 in `encode`
 FULL_LOGIT = 20.0  # of a confidence or class probability of 1 in `encode`
 PRE_NMS_TOP_K = 1000  # best (cell, class) pairs of an image that go through non-maximum suppression
@@ -78,7 +78,9 @@ def encode_boxes(boxes: Tensor, centres: Tensor) -> Tensor:
 
 
 def assign_targets(boxes: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Which cells learn which object: the nearest nine and the central ones; of two objects the smaller gets a cell.
+    """Which cells learn which object: the nine nearest and the central ones (CENTER_RADIUS).
+
+    Of two objects that ask for a cell the smaller gets it: one among smaller ones may keep fewer than nine, or none.
 
     A region that grows with the object (as in FoveaBox, Kong et al. 2020, section 3.3) spares the network the task of
     finding the very centre of a large one. boxes (M, 4) XYXY, centres (N, 2). Returns (cells, objects): two int64
@@ -120,8 +122,9 @@ def encode(target: dict[str, Tensor], classes: int, height: int, width: int) -> 
     """The raw map (5 + C, h, w) whose detections are the target's objects, with confidences of 0 and 1.
 
     Nothing in the package calls it: it is the specification of `decode` in executable form, and tests hold the two
-    against each other. It is the exact inverse of `decode` as long as no two objects of one class overlap by more than
-    NMS_IOU: those become one detection (5 % of the mini training objects have such a neighbour).
+    against each other. It is the exact inverse of `decode` as long as every object keeps a
+    cell, and no two objects of one class overlap by more than NMS_IOU: those become one detection (5 % of the mini
+    training objects have such a neighbour).
     """
     centres = cell_centres(height, width)
     cells, objects = assign_targets(target["boxes"], centres)

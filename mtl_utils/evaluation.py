@@ -27,7 +27,7 @@ from mtl_utils.model import Outputs
 from mtl_utils.tasks import IGNORE, METRIC_NAMES, VOC_CLASSES, Task
 from mtl_utils.transforms import Letterbox, eval_transform, to_batch
 
-EVAL_BATCH = 10  # images in one forward: a sixth of a val set
+EVAL_BATCH = 10  # images in one forward
 SHOWN = 0.3  # detections below this score are not drawn (they do count in mAP)
 MATCH_IOU = 0.5  # the least overlap of a detection with the object that it finds: the 50 of mAP@50
 NO_DETECTION = (-2.0, -2.0, 1.0, 1.0, 0.0)  # left, top, width, height, score: lies outside every image
@@ -301,9 +301,10 @@ def mask_score(mask: Tensor, target: Target) -> float:
 
 
 def boxes_score(detections: Detections, target: Target) -> float:
-    """Share of right ones among an image's objects and shown detections together: TP / (TP + FP + FN), crowds left out.
+    """Share of right ones among an image's objects and shown detections together: TP / (TP + FP + FN).
 
-    Detections below SHOWN are not counted; an object is found by the first one of its class with an overlap of .5.
+    Detections below SHOWN are not counted, nor are crowds (a detection on one is wrong). An object is found by the
+    first detection of its class with an overlap of .5.
     """
     shown = detections["scores"] >= SHOWN
     real = ~target["crowd"]

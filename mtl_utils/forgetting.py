@@ -1,7 +1,7 @@
 """How much is forgotten: the R matrix, the 5 % rule, the closing report, and the numbers of continual learning.
 
-R[i, j] is the metric of task j after stage i. A task's baseline is R[j, j], its value at the end of its own stage, or
-what it reaches learned alone where that is known.
+R[i, j] is the metric of task j after stage i. A task's baseline is the larger of R[j, j], its value at the end of its
+own stage, and of what it reaches learned alone, where that has been run: a single run knows the first only.
 """
 
 from collections.abc import Sequence
@@ -110,7 +110,7 @@ def verdict_text(passed: bool) -> str:
 
 
 def closing_report(metrics: StageMetrics) -> str:
-    """The report in the form that the assignment shows; it says PASS by the stricter reading only."""
+    """The report in the form that the assignment shows, against each task's own stage; PASS as in `Drop`."""
     results = drops(metrics)
     lines = []
     # the wording is the assignment's own
@@ -135,7 +135,8 @@ def forgetting_numbers(matrix: np.ndarray) -> dict[str, float]:
     """Two numbers of continual learning from an R matrix (3, 3), means over all tasks but the last.
 
     BWT         R[last, j] - R[j, j], backward transfer (D. Lopez-Paz and M. Ranzato, NeurIPS 2017): below 0 is loss
-    forgetting  max over i of R[i, j] - R[last, j] (A. Chaudhry et al., ECCV 2018): above 0 is loss
+    forgetting  max over i of R[i, j] - R[last, j]: above 0 is loss. The last stage is among the i, so that it is never
+                below 0; A. Chaudhry et al., ECCV 2018, take the stages before the last
     """
     earlier = slice(len(TASKS) - 1)  # the last task has had no time to be forgotten
     own = np.diag(matrix)  # (3,), of each task right after its own stage

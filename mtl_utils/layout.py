@@ -119,7 +119,7 @@ def coco_image(root: Path, split: str, file_name: str) -> Path | None:
 
 
 def read_coco(path: Path) -> dict[str, Any]:
-    """The contents of a COCO JSON: a dict with at least the lists COCO_LISTS.  Raises UserError when it is none."""
+    """The contents of a COCO JSON: a dict with at least the keys COCO_LISTS.  Raises UserError when it is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         # a list of detections, say, is JSON too but no COCO set

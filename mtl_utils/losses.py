@@ -66,7 +66,7 @@ def segmentation_loss(outputs: Outputs, targets: Sequence[Target], weights: Tens
 
 
 def lovasz_softmax(logits: Tensor, labels: Tensor) -> Tensor:
-    """A smooth 1 - IoU: mean over the classes that occur of its Lovász extension at the pixels' errors.
+    """A smooth 1 - IoU: the mean over the classes that occur of the Lovász extension of 1 - IoU on the pixels' errors.
 
     logits (N, C) of N pixels, labels (N,) int64. For one-hot predictions it is the mean of 1 - IoU itself; 0 without
     pixels (M. Berman et al., "The Lovász-Softmax loss", CVPR 2018, sections 2.2 and 3.1).
@@ -81,7 +81,9 @@ def lovasz_softmax(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def lovasz_extension(is_class: Tensor, probability: Tensor) -> Tensor:
-    """Lovász extension of one class's 1 - IoU: its pixels are 1 in (N,) float32, with the probabilities (N,).
+    """Lovász extension of one class's 1 - IoU.
+
+    is_class: 1 where the label is this class, else 0; probability: the predicted one; both (N,) float32.
 
     Were the k pixels with the largest errors wrong and all others right, the IoU would be
     (true - missed) / (true + added). How much 1 - IoU grows from k - 1 to k is the weight of the k-th error.
@@ -102,8 +104,8 @@ def detection_loss(outputs: Outputs, targets: Sequence[Target]) -> Tensor:
     """Quality focal loss on confidence, GIoU on boxes and cross-entropy on classes, every object counting alike.
 
     The confidence of a positive cell learns the overlap of its own box with the object (Li et al., "Generalized Focal
-    Loss", NeurIPS 2020, section 3.2); boxes learn by GIoU (Rezatofighi et al., CVPR 2019). Cells below a crowd are
-    neither positive nor negative.
+    Loss", NeurIPS 2020, section 3.2); boxes learn by GIoU (Rezatofighi et al., CVPR 2019). Cells below a crowd
+    learn nothing, but for those of an object in front of it.
     """
     cells = flatten(outputs.detection)  # (B, h * w, 5 + C)
     height, width = outputs.detection.shape[-2:]
@@ -117,7 +119,7 @@ def detection_loss(outputs: Outputs, targets: Sequence[Target]) -> Tensor:
 
 
 def image_loss(cells: Tensor, centres: Tensor, target: Target) -> Tensor:
-    """Summed loss of one image's cells (h * w, 5 + C), where each object counts as MIN_POSITIVE_CELLS cells."""
+    """Summed loss of one image's cells (h * w, 5 + C); each object that keeps a cell counts as MIN_POSITIVE_CELLS."""
     crowd = target["crowd"]
     boxes = target["boxes"][~crowd]  # (M, 4)
     labels = target["labels"][~crowd]  # (M,)

@@ -2,8 +2,8 @@
 
 Backbone: R. Poudel, S. Liwicki, R. Cipolla, "Fast-SCNN: Fast Semantic Segmentation Network", BMVC 2019 (section 3).
 Its bottlenecks are those of M. Sandler et al., "MobileNetV2", CVPR 2018; with MobileNetV2's own widths the public
-ImageNet weights of that network load into them. The activation is MobileNetV2's ReLU6 throughout, where Fast-SCNN has
-ReLU. Shapes below: B images of H x W pixels, h = H / 8, w = W / 8.
+ImageNet weights of that network load into them. The activation is MobileNetV2's ReLU6, where Fast-SCNN has
+ReLU; only the sum of feature fusion keeps ReLU. Shapes below: B images of H x W pixels, h = H / 8, w = W / 8.
 """
 
 from collections.abc import Sequence
@@ -260,8 +260,8 @@ ChannelSplit = tuple[int, int, int]  # channels of each task in a map, in CHANNE
 class UnifiedHead(nn.Sequential):
     """Three convolutions in one branch; the channels of the last are all that the three tasks get.
 
-    The last layer's input is the head's own input beside the output of the other two (as in DenseNet, Huang et al.
-    2017): stage 0's features of whole images need not pass through the few channels that learn masks and boxes.
+    A skip connection joins the head's own input to the last layer's (as in DenseNet, Huang et al. 2017): features that
+    pretraining learned for whole images then bypass the few channels that learn masks and boxes.
     """
 
     def __init__(self, inp: int, width: int, num_det: int, num_seg: int, num_cls: int):
@@ -369,7 +369,7 @@ def task_channels(grid: Tensor, split: ChannelSplit, task: Task) -> Tensor:
 
 
 def mean_over_cells(grid: Tensor) -> Tensor:
-    """(B, C, h, w) to (B, C): of class logits of the cells those of the image, of features those of the image."""
+    """Average over the cells, (B, C, h, w) to (B, C): cell logits become image logits, cell features image features."""
     return grid.mean((2, 3))
 
 
@@ -391,5 +391,5 @@ def place_model(model: UnifiedModel, device: str | torch.device) -> UnifiedModel
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of trainable values."""
+    """Number of parameters, frozen ones included."""
     return sum(parameter.numel() for parameter in module.parameters())

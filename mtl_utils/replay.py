@@ -50,12 +50,12 @@ class ReplayBuffer:
         self.samples[dataset.task] = exemplars
 
     def sample(self, task: Task, count: int, generator: torch.Generator) -> list[Sample]:
-        """`count` random samples of a task for one training step, without repetition where enough are stored."""
+        """`count` different random samples of a task for one training step; all of them where fewer are stored."""
         indices = self.sample_indices(task, count, generator)
         return [self.samples[task][index] for index in indices]
 
     def sample_with_logits(self, task: Task, count: int, generator: torch.Generator) -> tuple[list[Sample], Tensor]:
-        """As `sample`, with the stored logits (count, C, h, w) float16 of the samples."""
+        """As `sample`, with the stored logits of the n samples, (n, C, h, w) float16."""
         indices = self.sample_indices(task, count, generator)
         samples = [self.samples[task][index] for index in indices]
         return samples, self.stored_logits[task][indices]  # row i belongs to sample i of the task

@@ -1,8 +1,10 @@
 """A run: its folder, its data, its starting weights, and what it writes.
 
 Files of a run, for N = 1, 2, 3:
-    stageN_TASK.pt          the stage's best model, for use: weights, settings, classes, metrics (a few MB)
-    stageN_TASK.state.pt    everything to continue: model, average, optimiser, schedule, replay buffer, RNG states
+    stageN_TASK.pt          for use: the weights of the epoch with the lowest training loss (half precision), classes,
+                            settings, label of the starting weights, the metric of each task on val (a few MB)
+    stageN_TASK.state.pt    to continue: model, averaged model, optimiser, schedule, gradient scaler, replay buffer, RNG
+                            states, history, best epoch
     stageN_TASK.json        settings, history and metrics, rewritten after every epoch
     metrics.json            the results of all finished stages
 """
@@ -28,7 +30,7 @@ from mtl_utils.weights import NOTHING, StartingWeights, find_starting_weights, l
 
 @dataclass(frozen=True)
 class RunKey:
-    """What a finished stage must agree in to be taken over."""
+    """A stage on the disk is used again only if all of this is the same."""
 
     settings: Settings  # all of them, since each decides the outcome
     data_fingerprint: str  # of the names and sizes of all files
@@ -105,7 +107,7 @@ class RunMetrics:
     key: RunKey
     source: str  # which data
     device: str  # "cuda" or "cpu"
-    parameters: int  # trainable values of the model
+    parameters: int  # of the model, frozen ones included
     written: str  # date
     classes: Classes
     stages: dict[Task, StageResult]  # in the order of the stages
@@ -140,6 +142,7 @@ class RunMetrics:
         stages = {}
         for task, result in values["stages"].items():
             stages[task] = StageResult.from_dict(result, key)
+        # a missing entry is a KeyError: the file is of another version or damaged
         return cls(
             key=key,
             source=values["source"],

@@ -20,8 +20,8 @@ class Settings:
 
     # the network
     widths: str = "mobilenetv2"  # channel widths of Fast-SCNN: "mobilenetv2" (ImageNet weights load) or "paper"
-    # input pixels while training, and in evaluation; a random window or crop enlarges what training sees, so that
-    # evaluation needs more pixels (H. Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019)
+    # input pixels while training, and in evaluation; random crops make objects look larger in training, so evaluation
+    # uses a larger size (H. Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019)
     train_size: dict[Task, int] = field(default_factory=lambda: {"seg": 320, "det": 384, "cls": 192})
     eval_size: dict[Task, int] = field(default_factory=lambda: {"seg": 384, "det": 384, "cls": 224})
 
@@ -49,7 +49,7 @@ class Settings:
 
     # the sequence of tasks
     tasks: list[Task] = field(default_factory=lambda: list(TASKS))  # one: a single-task baseline
-    joint: bool = False  # all tasks at once in the last one's stage, with all their images: the upper bound
+    joint: bool = False  # all tasks at once, in the last one's stage; the others' images lie in the replay buffer
 
     # against forgetting: replay, then the weights of other losses, 0 for none (remedies/)
     buffer_size: int = 240  # images a task in the replay buffer: all of a mini set
@@ -83,7 +83,7 @@ class Settings:
 MAX_REPLAY_PER_TASK = 10
 
 PROFILES = {
-    # every notebook in three minutes on two cores: for the tests, its metrics mean nothing
+    # every notebook in two or three minutes on two cores: for the tests, its metrics mean nothing
     "smoke": Settings(
         profile="smoke",
         train_size={"seg": 96, "det": 96, "cls": 64},

@@ -115,7 +115,7 @@ def initial_state(run: Run, task: Task) -> tuple[UnifiedModel, ReplayBuffer]:
 
 def previous_state(run: Run, previous: Task, task: Task) -> tuple[UnifiedModel, ReplayBuffer]:
     """The model and the replay buffer that a finished stage hands on to the stage of `task`."""
-    model, _ = load_model(run.path(previous))  # the best epoch's averaged weights, where the state has the last ones
+    model, _ = load_model(run.path(previous))  # the best epoch's averaged weights, not the last ones
     state = checkpoint.load(run.path(previous, ".state.pt"))
     buffer = ReplayBuffer(run.settings.buffer_size)
     buffer.load_state_dict(state["buffer"])

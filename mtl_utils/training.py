@@ -34,7 +34,10 @@ REMEDIES = "remedies"
 
 
 class Remedy:
-    """An extra loss against forgetting: three hooks, each of which does nothing unless a subclass defines it."""
+    """An extra loss against forgetting: three hooks, each of which does nothing unless a subclass defines it.
+
+    Replay itself is no remedy in this sense: the trainer replays, and stages.store_exemplars fills the buffer.
+    """
 
     def batch_loss(self, trainer: "Trainer", task: Task, images: Tensor, features: Tensor) -> Tensor | float:
         """The loss () of one batch of a task, new or replayed, after its forward; 0 for nothing.
@@ -48,7 +51,7 @@ class Remedy:
         return 0.0
 
     def after_stage(self, trainer: "Trainer", model: UnifiedModel) -> None:
-        """Keep in `trainer.buffer` what the remedy needs in later stages; `model` is what the stage hands on."""
+        """Store beside the exemplars in `trainer.buffer` what the remedy needs later; `model` is the stage's result."""
 
 
 @dataclass
@@ -268,7 +271,7 @@ class Trainer:
         return augmentation(task, self.settings.train_size[task])
 
     def loader(self) -> DataLoader[Any]:
-        """The task's training images in random order; what does not fill the last batch waits for the next epoch."""
+        """The task's training images in random order; what does not fill the last batch is left out of this epoch."""
         batch_size = min(self.settings.batch_size[self.task], len(self.dataset))
         collate_fn = partial(collate, transform=self.transform(self.task), task=self.task)
         return DataLoader(
@@ -336,7 +339,7 @@ def replayed_with_logits(settings: Settings) -> int:
 
 
 def freeze_layers(model: UnifiedModel, settings: Settings, task: Task) -> None:
-    """Stop layers with ImageNet weights from learning: those up to stride 4, and after stage 1 the whole trunk."""
+    """Freeze layers with ImageNet weights: those up to stride 4, and after the first stage the whole trunk."""
     if not model.has_imagenet_trunk:
         return
     is_later_stage = bool(settings.earlier(task)) and not settings.joint

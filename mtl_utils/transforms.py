@@ -77,7 +77,7 @@ def axis_window(side: int, size: int, scale: float) -> AxisWindow:
     needed = math.ceil(size / scale)  # pixels of the image that fill the window
     length = min(side, needed)
     resized = round(length * scale)
-    resized = min(size, max(1, resized))  # rounding may not leave the window, nor nothing of the image
+    resized = min(size, max(1, resized))  # at least a pixel, at most the window
     start = round(position * (side - length))
     before = round(position * (size - resized))
     return AxisWindow(start, length, before, resized)

@@ -102,7 +102,7 @@ def verified_hash(path: Path, data: bytes) -> str:
     """SHA-256 of a file's content. Raises UserError when it is not what the file's card or its name says."""
     digest = hashlib.sha256(data).hexdigest()  # 64 digits
     expected = expected_hash(path)  # may be the start only
-    # every text starts with "", so that a file without card and hash in its name passes
+    # an empty expected hash always passes: such a file has neither a card nor a hash in its name
     if not digest.startswith(expected):
         raise UserError(f"{path} is damaged: its SHA-256 does not begin with {expected[:12]}; fetch it again.")
     return digest
