@@ -9,7 +9,7 @@ from torchvision import tv_tensors
 from mtl_utils import checkpoint
 from mtl_utils.data import MiniSet, classes_of, find_classes
 from mtl_utils.files import UserError
-from mtl_utils.replay import ReplayBuffer, class_balanced, pack, select_exemplars, unpack
+from mtl_utils.replay import ReplayBuffer, class_balanced, herding, pack, select_exemplars, unpack
 from mtl_utils.tasks import IGNORE, TASKS
 
 
@@ -233,3 +233,41 @@ def test_stored_logits_and_fisher_information_survive_the_checkpoint():
     index = next(i for i, (image, _) in enumerate(buffer.samples["cls"]) if torch.equal(image, samples[0][0]))
     assert torch.equal(stored[0], buffer.stored_logits["cls"][index])
     assert torch.equal(other.fisher["weight"], buffer.fisher["weight"])
+
+
+def test_a_buffer_of_one_image_keeps_one():
+    buffer = ReplayBuffer(1)
+    buffer.store(cls_set([0, 1, 2]), seeded_generator())
+    assert len(buffer.samples["cls"]) == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_images_without_objects_are_a_class_of_their_own(seed):
+    """Two of six images show nothing, the others classes 1 and 2: of three exemplars each kind is one."""
+    boxes = [[10.0, 10, 40, 40]]
+    targets = [objects(boxes, [label]) for label in (1, 1, 2, 2)] + [objects([], [])] * 2
+    dataset = ListSet("det", [(photo(96, 96), target) for target in targets])
+    chosen = class_balanced(dataset, 3, seeded_generator(seed))
+    assert sorted(index // 2 for index in chosen) == [0, 1, 2]
+
+
+def plain_herding(features: list[list[float]], count: int) -> list[int]:
+    """Herding in plain Python: the next image is the one that brings the mean of those chosen nearest to the mean."""
+    unit = [[x / sum(y * y for y in row) ** 0.5 for x in row] for row in features]
+    size = len(unit[0])
+    mean = [sum(row[d] for row in unit) / len(unit) for d in range(size)]
+    chosen: list[int] = []
+    while len(chosen) < count:
+        gaps = {}
+        for i in range(len(unit)):
+            if i not in chosen:
+                group = [unit[j] for j in [*chosen, i]]
+                gaps[i] = sum((mean[d] - sum(row[d] for row in group) / len(group)) ** 2 for d in range(size))
+        chosen.append(min(gaps, key=gaps.get))
+    return chosen
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_herding_agrees_with_plain_python(seed):
+    features = torch.rand(15, 4, generator=seeded_generator(seed))
+    assert herding(features, 8) == plain_herding(features.tolist(), 8)
