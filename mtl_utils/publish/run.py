@@ -19,7 +19,8 @@ PICTURE = re.compile(r"\]\(([^)\s]+\.png)\)")  # the path of a figure in markdow
 def take_over(run: Path) -> None:
     """Copy a finished run on real photographs into the repository: metrics, final weights, notebooks, figures.
 
-    Raises UserError when the run is unfinished, synthetic or lacks a figure.
+    Nothing is written before all is read and fits. Raises UserError when the run is unfinished, synthetic, lacks a
+    figure, or has a notebook with other code.
     """
     metrics = read_metrics(run / "metrics.json")
     drops(metrics.stage_metrics)  # raises where a stage is missing
@@ -32,10 +33,16 @@ def take_over(run: Path) -> None:
     }
     for name in shown_figures():
         copies[run / "figures" / name] = files.COMMITTED_METRICS.parent / name
-    copy_all(copies)
-
+    contents = read_all(copies)
+    notebooks = {}
     for path in sorted(run.glob("*.ipynb")):
-        take_outputs(path, files.NOTEBOOKS / path.name)
+        target = files.NOTEBOOKS / path.name
+        notebooks[target] = with_outputs(target, path)
+
+    for target, content in contents.items():
+        write_bytes(target, content)
+    for target, text in notebooks.items():
+        write_text(target, text)
     write_card(metrics)
 
 
@@ -52,8 +59,8 @@ def shown_figures() -> list[str]:
     return sorted(names)
 
 
-def copy_all(copies: dict[Path, Path]) -> None:
-    """Copy files, source to target. Nothing is written before all of them were read."""
+def read_all(copies: dict[Path, Path]) -> dict[Path, bytes]:
+    """The contents to write, by target, of files to copy, source to target."""
     contents = {}
     for source, target in copies.items():
         try:
@@ -61,12 +68,11 @@ def copy_all(copies: dict[Path, Path]) -> None:
         except OSError as error:
             remedy = "execute the notebooks in that run first"
             raise UserError(f"{source} cannot be read ({error.strerror}): {remedy}.") from error
-    for target, content in contents.items():
-        write_bytes(target, content)
+    return contents
 
 
-def take_outputs(executed: Path, target: Path) -> None:
-    """Give a notebook the outputs of its executed copy.
+def with_outputs(target: Path, executed: Path) -> str:
+    """The text of a notebook with the outputs of its executed copy.
 
     Its text may have been edited since. Raises UserError where its code was.
     """
@@ -81,7 +87,7 @@ def take_outputs(executed: Path, target: Path) -> None:
         cell.execution_count = done.execution_count
         cell.metadata = done.metadata
     notebook.metadata = new.metadata  # the states of widgets
-    write_text(target, nbformat.writes(notebook) + "\n")
+    return nbformat.writes(notebook) + "\n"
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:

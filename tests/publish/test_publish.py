@@ -258,6 +258,17 @@ def test_a_run_that_lacks_a_figure_changes_nothing(finished_run, copied_project)
     assert contents(copied_project) == before
 
 
+def test_a_run_whose_notebook_has_other_code_changes_nothing(finished_run, copied_project):
+    shutil.copy(files.NOTEBOOKS / "01_data_exploration.ipynb", finished_run)
+    other = nbformat.read(files.NOTEBOOKS / "05_stage3_classification.ipynb", as_version=4)
+    next(cell for cell in other.cells if cell.cell_type == "code").source += "\nprint(1)"
+    nbformat.write(other, finished_run / "05_stage3_classification.ipynb")
+    before = contents(copied_project)
+    with pytest.raises(UserError, match=r"05_stage3_classification\.ipynb has other code"):
+        publish_run.take_over(finished_run)
+    assert contents(copied_project) == before
+
+
 def cells(text, source, outputs=(), count=None):
     code = nbformat.v4.new_code_cell(source, outputs=list(outputs), execution_count=count)
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text), code])
@@ -267,8 +278,8 @@ def test_outputs_are_taken_over_and_text_that_was_edited_since_stays(tmp_path):
     said = nbformat.v4.new_output("stream", text="42\n")
     nbformat.write(cells("old text", "print(42)", [said], 1), tmp_path / "run.ipynb")
     nbformat.write(cells("new text", "print(42)"), tmp_path / "book.ipynb")
-    publish_run.take_outputs(tmp_path / "run.ipynb", tmp_path / "book.ipynb")
-    text, code = nbformat.read(tmp_path / "book.ipynb", as_version=4).cells
+    made = publish_run.with_outputs(tmp_path / "book.ipynb", tmp_path / "run.ipynb")
+    text, code = nbformat.reads(made, as_version=4).cells
     assert (text.source, code.outputs, code.execution_count) == ("new text", [said], 1)
 
 
@@ -276,7 +287,7 @@ def test_outputs_of_other_code_are_refused(tmp_path):
     nbformat.write(cells("text", "print(41)", count=1), tmp_path / "run.ipynb")
     nbformat.write(cells("text", "print(42)"), tmp_path / "book.ipynb")
     with pytest.raises(UserError, match=r"book\.ipynb has other code"):
-        publish_run.take_outputs(tmp_path / "run.ipynb", tmp_path / "book.ipynb")
+        publish_run.with_outputs(tmp_path / "book.ipynb", tmp_path / "run.ipynb")
 
 
 def stored_links():
