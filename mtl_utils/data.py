@@ -38,7 +38,7 @@ def find_classes(root: Path, split: str = "train") -> Classes:
         table = sorted((category["id"], category["name"]) for category in categories)
         ids, names = zip(*table, strict=True)  # a ValueError where there is no category
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} has no sound list of categories: `data check` says what is wrong.") from error
+        raise UserError(f"{path} has no valid list of categories: `data check` says what is wrong.") from error
     folders = [folder.name for folder in layout.class_folders(root, split)]
     return Classes(det=names, det_ids=ids, cls=tuple(folders))
 

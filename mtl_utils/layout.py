@@ -53,7 +53,7 @@ def missing(path: Path, what: str) -> UserError:
     """The error for a folder or file that is not there."""
     return UserError(
         f"The {what} {path} is missing or unreadable: run `python -m mtl_utils data check ROOT` to see all that is "
-        "missing, or choose another root with --data-root."
+        "missing, or choose another root with --data-root or another --split."
     )
 
 

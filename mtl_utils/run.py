@@ -161,7 +161,7 @@ def read_metrics(path: Path) -> RunMetrics:
     try:
         return RunMetrics.from_dict(values)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error!r}): {remedy}.") from error
+        raise UserError(f"{path} is damaged or of another version ({error!r}): {remedy}.") from error
 
 
 class Run:
@@ -217,10 +217,11 @@ class Run:
         path = self.path(task, ".json")  # rewritten after every epoch
         if not path.exists():
             return None
+        remedy = "delete it and run the stage again"
         try:
-            result = StageResult.from_dict(read_json(path, "delete it and run the stage again"))
+            result = StageResult.from_dict(read_json(path, remedy))
         except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged: delete it and run the stage again.") from error
+            raise UserError(f"{path} is damaged or of another version: {remedy}.") from error
         # a stage of other settings, data or weights is somebody else's work
         other = self.key.difference(result.key)
         if other:
@@ -261,6 +262,9 @@ def build(settings: Settings, classes: Classes) -> UnifiedModel:
 def load_model(path: Path) -> tuple[UnifiedModel, dict[str, Any]]:
     """A trained model in eval mode and the checkpoint it came from. Raises UserError when the file is none."""
     content = checkpoint.load(path)
+    # stage 0's network has no channels for the tasks
+    if checkpoint.is_stage0(content):
+        raise checkpoint.not_trained(path)
     try:
         # the widths and the classes decide the shapes of all tensors
         settings = Settings(widths=content["settings"]["widths"])

@@ -107,7 +107,7 @@ def default_profile() -> str:
     chosen = environment.profile()
     if chosen:
         return chosen
-    import torch  # here, since Colab's first cell imports this module before torch may be there
+    import torch  # here, so that the settings can be read where torch is not installed
 
     return "full" if torch.cuda.is_available() else "quick"
 

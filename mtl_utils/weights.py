@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights
 
-from mtl_utils import environment, files
+from mtl_utils import checkpoint, environment, files
 from mtl_utils.files import UserError, read_json, user_path
 from mtl_utils.model import LAST, ConvNorm, Trunk, UnifiedModel, fold_batchnorm
 
 VARIABLE = environment.IMAGENET_WEIGHTS  # named in messages
 NOTHING = "nothing"  # the label of a start from random numbers
+DOWNLOAD = "download"  # as the variable's value: torchvision's weights
 LABEL_DIGITS = 12  # of the SHA-256 that a label shows
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8})\.pth?$")  # torchvision's file names end in the start of their SHA-256
 
@@ -36,14 +37,15 @@ class StartingWeights:
     @property
     def has_stage0(self) -> bool:
         """Whether it is stage 0's network, with the classifier that it was trained with."""
-        return self.content is not None and "classifier" in self.content
+        return self.content is not None and checkpoint.is_stage0(self.content)
 
 
 def find_starting_weights(widths: str, include_stage0: bool = True) -> StartingWeights:
     """Find, verify and read the weights that a new model of these widths starts from; nothing where none fit.
 
     Stage 0 itself asks without `include_stage0`: it must not start from what an earlier stage 0 has left. Raises
-    UserError when the file cannot be read, is damaged or is no weights file.
+    UserError when the file cannot be read, is damaged or is not a weights file, or when the user named one of other
+    widths.
     """
     path = find_path(widths, include_stage0)
     if path is None:
@@ -52,9 +54,24 @@ def find_starting_weights(widths: str, include_stage0: bool = True) -> StartingW
     digest = verified_hash(path, data)
     content = unpack(path, data)
     # torchvision's file names no widths: it is always MobileNetV2's
-    if content.get("widths", "mobilenetv2") != widths:
+    own_widths = content.get("widths", "mobilenetv2")
+    if own_widths != widths:
+        if named_by_user():
+            remedy = f"name a file for {widths}, or unset {VARIABLE}"
+            raise UserError(f"{in_message(path)} holds weights for widths {own_widths}, not {widths}: {remedy}.")
         return StartingWeights(NOTHING)
     return StartingWeights(f"{path.name} {digest[:LABEL_DIGITS]}", content)
+
+
+def named_by_user() -> bool:
+    """Whether MTL_IMAGENET_WEIGHTS names a file."""
+    return environment.imagenet_weights() not in ("", DOWNLOAD, NOTHING)
+
+
+def in_message(path: Path) -> str:
+    """A weights file as messages name it: with the variable where that named it."""
+    # a file of data/weights/ was found, not named
+    return f"{path} (from {VARIABLE})" if named_by_user() else str(path)
 
 
 def find_path(widths: str, include_stage0: bool) -> Path | None:
@@ -62,7 +79,7 @@ def find_path(widths: str, include_stage0: bool) -> Path | None:
     named = environment.imagenet_weights()
     if named == NOTHING:
         return None
-    if named == "download":
+    if named == DOWNLOAD:
         return download()
     if named:
         return user_path(named)
@@ -95,7 +112,8 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} (from {VARIABLE}) cannot be read ({error.strerror}): name another file.") from error
+        remedy = f"name another file in {VARIABLE}"
+        raise UserError(f"{in_message(path)} cannot be read ({error.strerror}): {remedy}.") from error
 
 
 def verified_hash(path: Path, data: bytes) -> str:
@@ -123,7 +141,7 @@ def unpack(path: Path, data: bytes) -> dict[str, Any]:
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever is wrong with the file, the remedy is the same
-        raise UserError(f"{path} (from {VARIABLE}) is no weights file: name another or unset it.") from error
+        raise UserError(f"{in_message(path)} is not a weights file: name another in {VARIABLE}.") from error
     # a bare tensor holds no layers by name
     return content if isinstance(content, dict) else {}
 
@@ -144,7 +162,8 @@ def load_starting_weights(model: UnifiedModel, start: StartingWeights, classes: 
         else:
             load_imagenet(model.backbone.trunk, start.content)
     except (ValueError, AttributeError, KeyError, RuntimeError) as error:
-        raise UserError(f"{start.label}: no weights for widths {model.widths}; name others in {VARIABLE}.") from error
+        remedy = f"name another file in {VARIABLE}"
+        raise UserError(f"{start.label} holds no weights for widths {model.widths}: {remedy}.") from error
     model.has_imagenet_trunk = True  # the trunk then learns more slowly, or is frozen
 
 

@@ -9,6 +9,7 @@ import torch
 
 from mtl_utils import checkpoint, files
 from mtl_utils.files import UserError
+from mtl_utils.run import load_model
 
 CONTENT = {"weights": {"a": torch.arange(6.0).reshape(2, 3)}, "epoch": 3, "name": "seg", "scores": [0.5, None]}
 
@@ -194,6 +195,16 @@ def test_another_version_is_a_user_error(path, content):
     torch.save(content, path)
     with pytest.raises(UserError, match="format") as error:
         checkpoint.load(path)
+    assert_one_sentence_about(error, path)
+
+
+@pytest.mark.parametrize("version", [1, checkpoint.FORMAT])
+def test_stage_0_in_the_place_of_a_trained_model_is_named_as_such(path, version):
+    """Its file is current whatever its format: training it again is no remedy."""
+    path.parent.mkdir()
+    torch.save({"format": version, "model": {}, "classifier": {}, "classes": [], "widths": "paper"}, path)
+    with pytest.raises(UserError, match="holds starting weights and no trained model") as error:
+        load_model(path)
     assert_one_sentence_about(error, path)
 
 

@@ -42,7 +42,7 @@ def owners(boxes: torch.Tensor, height: int = 12, width: int = 12) -> list[int]:
 
 
 def raw_map(entries: list, classes: int = 3, height: int = 12, width: int = 12) -> torch.Tensor:
-    """A map (1, 5 + C, h, w) on which only the given cells say something: (cell, box, class, confidence logit)."""
+    """A map (1, 5 + C, h, w) on which only the given cells predict an object: (cell, box, class, confidence logit)."""
     raw = torch.zeros(height * width, 5 + classes)
     raw[:, 4] = -CERTAIN
     centres = cell_centres(height, width)

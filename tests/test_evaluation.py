@@ -331,7 +331,7 @@ def test_a_trivial_model_scores_the_floor(tiny_root, task):
 
 
 class Oracle(Trivial):
-    """A model that knows the masks: it gives back those of the letterboxed set, image after image."""
+    """A model that predicts the true masks: those of the letterboxed set, image after image."""
 
     def __init__(self, dataset: MiniSet, size: int):
         super().__init__(10, 10, 0)

@@ -220,7 +220,7 @@ def test_an_empty_image_in_a_batch_is_divided_by_the_objects_of_all():
 
 
 def test_a_large_object_weighs_as_much_as_a_small_one():
-    """Where every cell says nothing of use, box and class of an object cost the same however many cells learn it."""
+    """Where all classes are predicted alike, box and class of an object cost the same however many cells learn it."""
     costs = []
     for box in ([0, 0, 96, 96], [40, 40, 56, 56]):
         target = plain_tensors(objects([box], [1]))

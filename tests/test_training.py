@@ -14,7 +14,7 @@ from mtl_utils.files import UserError
 from mtl_utils.losses import class_weights
 from mtl_utils.prepare.root import Root
 from mtl_utils.replay import ReplayBuffer
-from mtl_utils.run import Run, load_model
+from mtl_utils.run import Run, load_model, read_metrics
 from mtl_utils.settings import MAX_REPLAY_PER_TASK
 from mtl_utils.stages import run_stage
 from mtl_utils.tasks import TASKS
@@ -368,9 +368,18 @@ def test_damaged_history_is_named(tiny_root, tmp_path):
         run.result("seg")
 
 
+def test_results_of_another_version_are_named_as_such(tiny_root, tmp_path):
+    run = make_run(tiny_root, tmp_path)
+    files.write_json(run.path("seg", ".json"), {"key": {"settings": {"lr": 0.1}}})
+    files.write_json(tmp_path / "metrics.json", {"settings": {"lr": 0.1}})
+    with pytest.raises(UserError, match=r"is damaged or of another version: delete it and run the stage again"):
+        run.result("seg")
+    with pytest.raises(UserError, match=r"metrics\.json is damaged or of another version .*: train first"):
+        read_metrics(tmp_path / "metrics.json")
+
+
 def test_metrics_json_holds_what_the_tables_need(straight):
     from mtl_utils.forgetting import closing_report
-    from mtl_utils.run import read_metrics
 
     metrics = read_metrics(straight.folder / "metrics.json")
     assert metrics.key.initial_weights == "nothing" and metrics.parameters > 1_000_000
@@ -387,7 +396,7 @@ def test_the_gradient_is_clipped(straight):
     assert norm.item() == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_the_average_moves_by_its_decay_once_it_is_warm(straight):
+def test_the_average_moves_by_its_decay_after_its_warm_up(straight):
     trainer = trainer_of(straight, "seg")
     trainer.ema.n_averaged.fill_(10**6)
     before = parameters(trainer.ema.module)

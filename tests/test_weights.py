@@ -24,7 +24,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def warmed(path, widths="paper", seed=5) -> UnifiedModel:
+def save_stage0(path, widths="paper", seed=5) -> UnifiedModel:
     """A model that is saved as stage 0 saves it, with a random classifier of five classes."""
     torch.manual_seed(seed)
     model = UnifiedModel(widths, 3, 3)
@@ -43,13 +43,13 @@ def start_model(model, classes=()) -> str:
     return start.label
 
 
-def test_without_weights_it_says_nothing(folder):
+def test_without_weights_the_label_is_nothing(folder):
     model = UnifiedModel("paper", 3, 3)
     assert start_model(model) == "nothing" and not model.has_imagenet_trunk
 
 
 def test_stage_0_weights_arrive_layer_by_layer(folder):
-    there = warmed(folder / "stage0_paper.pt")
+    there = save_stage0(folder / "stage0_paper.pt")
     model = UnifiedModel("paper", 3, 3)
     assert start_model(model).startswith("stage0_paper.pt ") and model.has_imagenet_trunk
     mine = model.state_dict()
@@ -59,8 +59,8 @@ def test_stage_0_weights_arrive_layer_by_layer(folder):
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_classes_that_stage_0_knows_start_as_its_classifier_reads_them(folder):
-    warmed(folder / "stage0_paper.pt")
+def test_classes_of_stage_0_start_as_its_classifier_reads_them(folder):
+    save_stage0(folder / "stage0_paper.pt")
     model = UnifiedModel("paper", 3, 3).eval()
     before = model.head[-1].weight.clone(), model.head[-1].bias.clone()
     start_model(model, ("n3", "unknown", "n0"))
@@ -74,7 +74,7 @@ def test_classes_that_stage_0_knows_start_as_its_classifier_reads_them(folder):
 
 
 def test_only_weights_of_the_same_widths_are_taken(folder):
-    warmed(folder / "stage0_paper.pt")
+    save_stage0(folder / "stage0_paper.pt")
     assert weights.find_starting_weights("mobilenetv2").label == "nothing"
     assert weights.find_starting_weights("paper").label != "nothing"
 
@@ -82,9 +82,9 @@ def test_only_weights_of_the_same_widths_are_taken(folder):
 def test_the_named_file_goes_before_data_weights_and_stage_0_before_the_public_weights(folder, monkeypatch):
     torch.save(mobilenet_v2(weights=None).state_dict(), folder / "mobilenet_v2-public.pt")
     assert weights.find_starting_weights("mobilenetv2").label.startswith("mobilenet_v2-public.pt ")
-    warmed(folder / "stage0_mobilenetv2.pt", "mobilenetv2")
+    save_stage0(folder / "stage0_mobilenetv2.pt", "mobilenetv2")
     assert weights.find_starting_weights("mobilenetv2").label.startswith("stage0_mobilenetv2.pt ")
-    warmed(folder / "own.pt", "mobilenetv2", seed=6)
+    save_stage0(folder / "own.pt", "mobilenetv2", seed=6)
     monkeypatch.setenv(weights.VARIABLE, str(folder / "own.pt"))
     assert weights.find_starting_weights("mobilenetv2").label.startswith("own.pt ")
     monkeypatch.setenv(weights.VARIABLE, weights.NOTHING)
@@ -104,7 +104,7 @@ def test_public_weights_arrive_in_the_trunk_only(folder):
 
 def test_a_file_that_is_not_what_its_card_says_is_refused(folder):
     path = folder / "stage0_paper.pt"
-    warmed(path)
+    save_stage0(path)
     path.with_suffix(".json").write_text(json.dumps({"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}))
     assert weights.find_starting_weights("paper").label != "nothing"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
@@ -118,7 +118,7 @@ def test_a_download_that_is_not_what_its_name_says_is_refused(folder):
         weights.find_starting_weights("mobilenetv2")
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"garbage", "no weights file"), (None, "cannot be read")])
+@pytest.mark.parametrize(("content", "message"), [(b"garbage", "is not a weights file"), (None, "cannot be read")])
 def test_a_named_file_that_cannot_be_used_is_named(folder, monkeypatch, content, message):
     path = folder / "mine.pt"
     if content:
@@ -126,6 +126,35 @@ def test_a_named_file_that_cannot_be_used_is_named(folder, monkeypatch, content,
     monkeypatch.setenv(weights.VARIABLE, str(path))
     with pytest.raises(UserError, match=f"mine.pt .*{message}"):
         start_model(UnifiedModel("mobilenetv2", 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("own", "widths", "message"),
+    [("paper", "mobilenetv2", "widths paper, not mobilenetv2"), (None, "paper", "widths mobilenetv2, not paper")],
+)
+def test_a_named_file_of_other_widths_is_refused(folder, monkeypatch, own, widths, message):
+    """It never starts from random numbers instead; None: torchvision's file, which names no widths."""
+    path = folder / "mine.pt"
+    if own:
+        save_stage0(path, own)
+    else:
+        torch.save(mobilenet_v2(weights=None).state_dict(), path)
+    monkeypatch.setenv(weights.VARIABLE, str(path))
+    with pytest.raises(UserError) as error:
+        weights.find_starting_weights(widths)
+    remedy = f"name a file for {widths}, or unset MTL_IMAGENET_WEIGHTS."
+    assert str(error.value) == f"{path} (from MTL_IMAGENET_WEIGHTS) holds weights for {message}: {remedy}"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_variable_is_named_as_the_source_only_where_it_is(folder, monkeypatch, named):
+    path = folder / "stage0_paper.pt"
+    path.write_bytes(b"garbage")
+    if named:
+        monkeypatch.setenv(weights.VARIABLE, str(path))
+    with pytest.raises(UserError, match="is not a weights file: name another in MTL_IMAGENET_WEIGHTS") as error:
+        weights.find_starting_weights("paper")
+    assert ("(from MTL_IMAGENET_WEIGHTS)" in str(error.value)) == named
 
 
 def test_the_network_is_touched_only_when_told_to(folder, monkeypatch):
@@ -144,7 +173,7 @@ def test_the_network_is_touched_only_when_told_to(folder, monkeypatch):
 
 
 def test_a_run_opens_its_weights_file_once(folder, tiny_root, tmp_path, monkeypatch):
-    warmed(folder / "stage0_paper.pt")
+    save_stage0(folder / "stage0_paper.pt")
     opened = []
     read_bytes = weights.read_bytes
     monkeypatch.setattr(weights, "read_bytes", lambda path: opened.append(path.name) or read_bytes(path))

@@ -30,3 +30,4 @@ def synthetic_command(options: argparse.Namespace) -> None:
 def fold_command(options: argparse.Namespace) -> None:
     """Split the training sets into the train and val of a new root."""
     folds.write_fold(options.root, options.out, options.fold)
+    print(f"fold {options.fold} of {options.root} is in {options.out}")

@@ -25,7 +25,9 @@ def evaluate_command(arguments: list[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of eval.py."""
     parser = argparse.ArgumentParser(prog="eval.py", description="Evaluate a trained model on the mini sets.")
-    parser.add_argument("--weights", required=True, type=Path, help="a stageN_*.pt file of a run")
+    parser.add_argument(
+        "--weights", required=True, type=Path, help="a stageN_*.pt file of a run, or data/weights/three_tasks.pt"
+    )
     # the assignment spells it --data_root
     parser.add_argument("--data_root", "--data-root", dest="data_root", required=True, help="folder of the mini sets")
     parser.add_argument("--tasks", default="all", help="all, or some of seg,det,cls with commas between")

@@ -10,8 +10,11 @@ FAILED = 1
 STOPPED = 130  # what a shell reports of a process that Ctrl-C ended: 128 + SIGINT
 
 
-def guarded(function: Callable[[], int | None]) -> int:
-    """Run a command and return its exit status; a UserError ends in one sentence on stderr, not in a traceback."""
+def guarded(function: Callable[[], int | None], after_stop: str = "") -> int:
+    """Run a command and return its exit status; a UserError ends in one sentence on stderr, not in a traceback.
+
+    after_stop: what a user who pressed Ctrl-C should know, for a command that can be continued.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a console that cannot show a character prints a question mark instead
         sys.stdout.reconfigure(errors="replace")
@@ -21,5 +24,6 @@ def guarded(function: Callable[[], int | None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("\nstopped; finished epochs are kept: run again to continue (train: with --resume)", file=sys.stderr)
+        message = f"stopped; {after_stop}" if after_stop else "stopped"
+        print(f"\n{message}", file=sys.stderr)
         return STOPPED

@@ -17,16 +17,27 @@ from mtl_utils.settings import PROFILES
 # argparse has no public name for what add_subparsers returns
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+DESCRIPTION = "Train one network on three tasks in sequence, measure what it forgets, and show the results."
+
+DEFAULT_ROOT = "MTL_DATA_ROOT, else data/, else data/synthetic/"  # as in prepare.root.find_root
+
+# what is printed after Ctrl-C
+CONTINUE = "finished epochs are kept: run again to continue"
+CONTINUE_RUN = "finished epochs are kept: continue with the command run"  # restart would begin anew
+CONTINUE_TRAINING = "finished epochs are kept: continue with --resume"
+CONTINUE_FETCHING = "what is there is kept: run again to continue"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and carry it out; returns the exit status."""
     options = make_parser().parse_args(arguments)
-    return guarded(partial(options.command, options))
+    return guarded(partial(options.command, options), options.after_stop)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of python -m mtl_utils."""
-    parser = argparse.ArgumentParser(prog="python -m mtl_utils", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m mtl_utils", description=DESCRIPTION)
+    parser.set_defaults(after_stop="")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_run(commands)
     add_restart(commands)
@@ -45,7 +56,7 @@ def recipe_options() -> argparse.ArgumentParser:
     """The options of every command that trains: with which settings, on which data."""
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument("--profile", choices=PROFILES, help="default: full with a GPU, quick without")
-    parent.add_argument("--data-root", help="folder of the mini sets (default: MTL_DATA_ROOT, data/, synthetic)")
+    parent.add_argument("--data-root", help=f"folder of the mini sets (default: {DEFAULT_ROOT})")
     return parent
 
 
@@ -60,14 +71,14 @@ def add_run(commands: Commands) -> None:
     """The command run."""
     text = "execute the six notebooks in order; finished stages are not trained again"
     parser = commands.add_parser("run", help=text, parents=[run_options()])
-    parser.set_defaults(command=run_command)
+    parser.set_defaults(command=run_command, after_stop=CONTINUE)
 
 
 def add_restart(commands: Commands) -> None:
     """The command restart."""
-    text = "run from the start; what was there is set aside, not deleted"
+    text = "run from the start; the previous run is moved to another folder, not deleted"
     parser = commands.add_parser("restart", help=text, parents=[run_options()])
-    parser.set_defaults(command=restart_command)
+    parser.set_defaults(command=restart_command, after_stop=CONTINUE_RUN)
 
 
 def add_train(commands: Commands) -> None:
@@ -75,9 +86,10 @@ def add_train(commands: Commands) -> None:
     text = "the three stages without notebooks"
     parser = commands.add_parser("train", help=text, parents=[run_options()])
     parser.add_argument("--resume", action="store_true", help="continue the run of that name where it was stopped")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-replay", action="store_true", help="the same without replay: watch it forget")
-    parser.set_defaults(command=train_command)
+    seed = "of random weights, order of images, augmentation and replay (default: 0)"
+    parser.add_argument("--seed", type=int, default=0, help=seed)
+    parser.add_argument("--no-replay", action="store_true", help="train without replay, to see what is then forgotten")
+    parser.set_defaults(command=train_command, after_stop=CONTINUE_TRAINING)
 
 
 def add_data(commands: Commands) -> None:
@@ -90,31 +102,31 @@ def add_data(commands: Commands) -> None:
     add_data_fold(data_commands)
 
 
-def root_argument() -> argparse.ArgumentParser:
-    """The argument of the commands on one data root."""
+def root_argument(default: str) -> argparse.ArgumentParser:
+    """The argument of the commands on one data root; `default`: which root is meant where none is named."""
     parent = argparse.ArgumentParser(add_help=False)
-    parent.add_argument("root", nargs="?", type=Path, help="folder of the mini sets")
+    parent.add_argument("root", nargs="?", type=Path, help=f"folder of the mini sets (default: {default})")
     return parent
 
 
 def add_data_check(commands: Commands) -> None:
     """The command data check."""
     text = "verify a root and list every fault"
-    parser = commands.add_parser("check", help=text, parents=[root_argument()])
+    parser = commands.add_parser("check", help=text, parents=[root_argument(DEFAULT_ROOT)])
     parser.set_defaults(command=check_command)
 
 
 def add_data_fetch(commands: Commands) -> None:
     """The command data fetch."""
     text = "build the mini sets from the official sources"
-    parser = commands.add_parser("fetch", help=text, parents=[root_argument()])
-    parser.set_defaults(command=fetch_command)
+    parser = commands.add_parser("fetch", help=text, parents=[root_argument("data/")])
+    parser.set_defaults(command=fetch_command, after_stop=CONTINUE_FETCHING)
 
 
 def add_data_synthetic(commands: Commands) -> None:
     """The command data synthetic."""
     text = "render the synthetic mini sets"
-    parser = commands.add_parser("synthetic", help=text, parents=[root_argument()])
+    parser = commands.add_parser("synthetic", help=text, parents=[root_argument("data/synthetic/")])
     parser.set_defaults(command=synthetic_command)
 
 
@@ -124,32 +136,34 @@ def add_data_fold(commands: Commands) -> None:
     parser = commands.add_parser("fold", help=text)
     parser.add_argument("root", type=Path, help="folder of the mini sets")
     parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument("--fold", type=int, choices=range(FOLDS), default=0)
+    fold = "which quarter of the training images becomes val (default: 0)"
+    parser.add_argument("--fold", type=int, choices=range(FOLDS), default=0, help=fold)
     parser.set_defaults(command=fold_command)
 
 
 def add_pretrain(commands: Commands) -> None:
     """The command pretrain."""
-    text = "stage 0: warm the backbone on ImageNet pictures; run again to continue"
+    text = "stage 0: train the network on ImageNet pictures; run again to continue"
     parser = commands.add_parser("pretrain", help=text)
     images = "class folders, or zip files of them"
     parser.add_argument("--images", nargs="+", type=Path, required=True, help=images)
-    parser.add_argument("--widths", choices=WIDTHS, default="mobilenetv2")
-    parser.add_argument("--epochs", type=int, default=3)
+    widths = "channel widths of the network (default: mobilenetv2)"
+    parser.add_argument("--widths", choices=WIDTHS, default="mobilenetv2", help=widths)
+    parser.add_argument("--epochs", type=int, default=3, help="passes over the pictures (default: 3)")
     parser.add_argument("--out", type=Path, help="file to write (default: data/weights/stage0_WIDTHS.pt)")
-    parser.set_defaults(command=pretrain_command)
+    parser.set_defaults(command=pretrain_command, after_stop=CONTINUE)
 
 
 def add_bench(commands: Commands) -> None:
     """The command bench."""
-    text = "images a second in training: the network alone, and with loading"
+    text = "images a second in training: the network only, and with loading"
     parser = commands.add_parser("bench", help=text, parents=[recipe_options()])
     parser.set_defaults(command=bench_command, name=None)
 
 
 def add_log(commands: Commands) -> None:
     """The command log."""
-    text = "add runs to figures/runs.csv, the log of what was tried"
+    text = "add a run to figures/runs.csv, the log of what was tried"
     parser = commands.add_parser("log", help=text)
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("note", help="what was tried")
@@ -158,17 +172,17 @@ def add_log(commands: Commands) -> None:
 
 def add_study(commands: Commands) -> None:
     """The command study."""
-    text = "the runs behind the evidence: baselines, remedies, memory sizes, seeds"
+    text = "the runs behind the evidence: baselines, remedies, buffer sizes, seeds"
     parser = commands.add_parser("study", help=text, parents=[recipe_options()])
-    parser.add_argument("--what", choices=STUDIES, required=True)
+    parser.add_argument("--what", choices=STUDIES, required=True, help="which runs; memory: buffer sizes")
     seeds = "one run of each kind for every seed (default: 0 1 2 for seeds, else 0)"
     parser.add_argument("--seeds", type=int, nargs="+", help=seeds)
-    parser.set_defaults(command=study_command)
+    parser.set_defaults(command=study_command, after_stop=CONTINUE)
 
 
 def add_links(commands: Commands) -> None:
     """The command links."""
-    text = "say where the project lies on GitHub: badges, and what Colab clones"
+    text = "set where the project lies on GitHub: badges, and what Colab clones"
     parser = commands.add_parser("links", help=text)
     parser.add_argument("repository", metavar="OWNER/NAME")
     parser.set_defaults(command=links_command)
@@ -176,7 +190,7 @@ def add_links(commands: Commands) -> None:
 
 def add_publish(commands: Commands) -> None:
     """The command publish."""
-    text = "remake README's results from figures/metrics.json"
+    text = "remake the tables of both READMEs and of the evidence, and the study's figures"
     parser = commands.add_parser("publish", help=text)
     parser.add_argument("run", nargs="?", type=Path, help="first take over what this run folder holds")
     parser.set_defaults(command=publish_command)

@@ -49,13 +49,15 @@ def log_command(options: argparse.Namespace) -> None:
     from mtl_utils.publish import log
 
     log.log_run(options.run, options.note)
+    print(f"{files.RUN_LOG} has a line about {options.run.name}")
 
 
 def links_command(options: argparse.Namespace) -> None:
     """Write the project's address into notebooks and READMEs."""
-    from mtl_utils.publish import links
+    from mtl_utils.publish import links, readme
 
     links.set_address(options.repository)
+    print(f"the notebooks and {', '.join(readme.READMES)} name {links.GITHUB}/{options.repository}")
 
 
 def publish_command(options: argparse.Namespace) -> None:
@@ -65,4 +67,6 @@ def publish_command(options: argparse.Namespace) -> None:
 
     if options.run:
         publish_run.take_over(options.run)
+        print(f"metrics, weights, notebooks and figures are those of {options.run}")
     readme.remake_readmes()
+    print(f"tables remade in {', '.join(readme.PAGES)}, figures in figures/study/{readme.STUDIED[-1]}/")

@@ -64,7 +64,7 @@ def set_aside(folder: Path) -> None:
         if not aside.exists():
             break
     folder.rename(aside)
-    print(f"what was there is in {aside.name}/ now")
+    print(f"The previous run was moved to {aside.name}/")
 
 
 def train_command(options: argparse.Namespace) -> None:
@@ -108,8 +108,8 @@ def bench_command(options: argparse.Namespace) -> None:
     from mtl_utils.experiments import benchmark
 
     run = open_run(options)
-    print(run)
+    print(f"profile {run.settings.profile}, {run.root}, on {run.device}")  # without a folder: nothing is written
     for task in TASKS:
         speed = benchmark.throughput(run, task)
-        speeds = f"{speed.network:.1f} images/s alone, {speed.loop:.1f} in the loop"
+        speeds = f"network only {speed.network:.1f} images/s, with loading {speed.loop:.1f}"
         print(f"{TASK_NAMES[task]:15} {speeds}: {speed.ratio:.0%}")

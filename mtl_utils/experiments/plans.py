@@ -44,7 +44,7 @@ SMALL_BUFFERS = [
 ]
 # ten stored images beside a teacher
 TEN_AND_LWF = Plan("memory10-lwf", {"buffer_size": 10, "lwf_weight": 1.0})
-# the same with fewer of them in a step, so that they are not learned by heart
+# the same with fewer of them in a step, so that the model does not overfit to them
 TEN_AND_LWF_BY_TWOS = Plan("memory10-lwf-draw2", {"buffer_size": 10, "lwf_weight": 1.0, "replay_per_task": 2})
 
 STUDIES: dict[str, list[Plan]] = {

@@ -178,7 +178,7 @@ def remedies(results: list[RunSummary]) -> list[str]:
     return [name for name in run_names(results) if name not in buffer_runs]
 
 
-def memory_sizes(results: list[RunSummary]) -> dict[str, dict[int, str]]:
+def buffer_sizes(results: list[RunSummary]) -> dict[str, dict[int, str]]:
     """The runs that differ in the replay buffer's images alone: {selection: {stored images a task: name}}.
 
     All selections have the same ends: no replay, and the default, which stores everything.
@@ -199,7 +199,7 @@ def memory_sizes(results: list[RunSummary]) -> dict[str, dict[int, str]]:
 
 
 def same_seeds(results: list[RunSummary], names: Iterable[str]) -> list[RunSummary]:
-    """The results of the seeds that all of these runs share: other seeds would set them apart by luck alone."""
+    """The results of the seeds that all of these runs share: other seeds add variation of their own."""
     shared = {run.seed for run in results}
     for name in names:
         shared &= {run.seed for run in runs_named(results, name)}
@@ -318,7 +318,7 @@ def mean_retention(results: list[RunSummary], name: str, task: Task) -> Retentio
 def five_percent_drop(results: list[RunSummary], name: str, task: Task) -> Drop | None:
     """The 5 % rule for a task in the mean over the seeds of a run, in parts of each seed's larger baseline.
 
-    None while a seed lacks its single-task baseline: the seeds that have theirs may be the lucky ones.
+    None while a seed lacks its single-task baseline: the seeds that have theirs may not be typical of all.
     """
     runs = runs_named(results, name)
     alone = [alone_values(results, run.seed).get(task, 0.0) for run in runs]

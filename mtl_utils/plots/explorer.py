@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from mtl_utils.data import BROKEN, MiniSet
 from mtl_utils.evaluation import SHOWN, predict
-from mtl_utils.experiments.results import RunSummary, memory_sizes, same_seeds
+from mtl_utils.experiments.results import RunSummary, buffer_sizes, same_seeds
 from mtl_utils.files import UserError
 from mtl_utils.plots.pictures import Models, Prediction, draw_image, draw_predictions, draw_sample
 from mtl_utils.plots.studies import retention_bars
@@ -195,12 +195,12 @@ def uploaded(value: tuple[dict[str, Any], ...] | dict[str, dict[str, Any]]) -> t
     return name, io.BytesIO(last["content"])
 
 
-class MemorySlider(InteractiveFigure):
+class BufferSizeSlider(InteractiveFigure):
     """How much of each task is kept when the replay buffer stores more or fewer images: read from results, no model."""
 
     def __init__(self, results: list[RunSummary], selection: str = "balanced"):
         """results: of a study's runs; selection: how the stored images were chosen, as in Settings."""
-        self.names = memory_sizes(results)[selection]  # {stored images a task: name of the run}
+        self.names = buffer_sizes(results)[selection]  # {stored images a task: name of the run}
         self.results = same_seeds(results, self.names.values())
         self.size = widgets.SelectionSlider(
             options=list(self.names),

@@ -163,12 +163,12 @@ def draw_horizontal_rule(axis: Axes) -> None:
 # ---- retention by buffer size
 
 
-def memory_curves(results: list[RunSummary]) -> Figure:
+def buffer_size_curves(results: list[RunSummary]) -> Figure:
     """Retention against the number of stored images a task, one panel a task and one line a way to choose them.
 
     Of the seeds that all of these runs share.
     """
-    selections = results_module.memory_sizes(results)
+    selections = results_module.buffer_sizes(results)
     names: list[str] = []
     for runs in selections.values():
         names += runs.values()
@@ -247,4 +247,4 @@ def draw_study(profile: str) -> None:
     results = results_module.read_results(folder)
     style.use_style()
     style.save_png(retention_dots(results), folder / "remedies.png")
-    style.save_png(memory_curves(results), folder / "memory.png")
+    style.save_png(buffer_size_curves(results), folder / "buffer_sizes.png")

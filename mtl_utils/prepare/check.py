@@ -21,8 +21,8 @@ from mtl_utils import files, layout
 from mtl_utils.files import UserError
 from mtl_utils.tasks import FOLDERS, IGNORE, SPLITS, TASK_NAMES, TASKS, VOC_CLASSES, Task
 
-FETCH = "get it with `python -m mtl_utils data fetch`, or name another folder with --data-root"
-FETCH_AGAIN = "delete it and get it again with `python -m mtl_utils data fetch`"
+FETCH = "get it with `python -m mtl_utils data fetch ROOT`, or check another folder"
+FETCH_AGAIN = "delete it and get it again with `python -m mtl_utils data fetch ROOT`"
 CORRECT_ENTRY = "correct or remove this entry of the JSON"
 NOT_COCO = f"is not COCO: it needs lists of objects named {', '.join(layout.COCO_LISTS)}"
 PALETTE_PNG = "save it as a palette PNG that holds the class index of each pixel, as VOC does"

@@ -195,7 +195,7 @@ def download(url: str, path: Path, checksum: str) -> None:
     transfer_with_retries(url, part)
     if not has_checksum(part, checksum):
         part.unlink(missing_ok=True)
-        raise UserError(f"{url} sent other bytes than the official ones (checksum {checksum}): try again.")
+        raise UserError(f"{url} does not match the official checksum ({checksum}): try again.")
     os.replace(part, path)
 
 

@@ -3,7 +3,7 @@
 Every class is a drawing of a few primitives on a unit square; the three tasks differ in background, light, size and
 number of objects, so that a network which only sees one of them forgets the others, as with photographs.
 
-An image depends on the seed, its task, its split and its index alone, hence on the order of the random draws below.
+An image depends on the seed, its task, its split and its index alone, hence on the order of the random numbers below.
 """
 
 import re

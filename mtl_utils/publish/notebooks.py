@@ -46,9 +46,9 @@ def execute(path: Path) -> nbformat.NotebookNode:
         return client.execute(stderr=subprocess.DEVNULL)  # what the kernel itself prints is of no use to the reader
     except CellExecutionError as error:
         cause = f"{error.ename}: {error.evalue}"
-        raise UserError(f"{path.name} stopped at a cell with {cause}: mend this, then run again.") from error
+        raise UserError(f"{path.name} stopped at a cell with {cause}: fix this, then run again.") from error
     except DeadKernelError as error:
-        raise UserError(f"{path.name}: its kernel died; was memory short? Run again to continue.") from error
+        raise UserError(f"{path.name}: its kernel died, possibly out of memory; run again to continue.") from error
     except AssertionError as error:  # on Ctrl-C nbclient ends the kernel itself, then stumbles over its absence
         raise KeyboardInterrupt from error
 

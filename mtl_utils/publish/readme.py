@@ -26,6 +26,7 @@ class Wording:
     run: str  # about the committed run
     retention: str  # about the default's means over seeds
     comma: str  # between the numbers of two tasks
+    space: str  # between two sentences
 
 
 ENGLISH = Wording(
@@ -44,19 +45,21 @@ ENGLISH = Wording(
         "{retention}."
     ),
     comma=", ",
+    space=" ",
 )
 CHINESE = Wording(
-    header=("階段 3 之後", "下限", "單任務", "該階段結束時", "最終", "下降", "與基準之比", "判定"),
+    header=("階段 3 之後", "簡單預測分數", "單任務", "該階段結束時", "最終", "下降", "與基準之比", "判定"),
     headline=(
         "{parameters:.1f} M 個參數（上限 8 M）。真實資料上 {seeds} 個種子的平均 ± 標準差：{scores}。"
         "以單任務訓練為基準的 5 % 規則：平均 {verdict}；逐一來看，{seeds} 個種子中有 {passed} 個通過。"
     ),
     run=(
-        "表中是一次執行：設定檔 `{profile}`、種子 {seed}、起始權重 `{start}`，"
+        "表中為單次執行的結果：設定檔 `{profile}`、種子 {seed}、起始權重 `{start}`，"
         "三個階段的訓練時間為 {minutes} 分鐘（{device}）。"
     ),
     retention="{seeds} 個種子的最終值佔單任務基準的百分比［對 val 影像重抽的 95 % 區間］：{retention}。",
     comma="、",
+    space="",
 )
 READMES = {"README.md": ENGLISH, "README.zh-TW.md": CHINESE}
 STUDY_PAGE = "figures/study/README.md"
@@ -125,7 +128,8 @@ def with_results(text: str, wording: Wording) -> str:
 
     headline = wording.headline.format(parameters=metrics.parameters / 1e6, **words)
     table = results_table(metrics, results, wording)
-    about = f"{about_run(metrics, wording)} {wording.retention.format(**words)}"
+    retention = wording.retention.format(**words)
+    about = about_run(metrics, wording) + wording.space + retention
 
     text = between(text, "headline", headline)
     return between(text, "results", f"{table}\n\n{about}")

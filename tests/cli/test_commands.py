@@ -1,5 +1,6 @@
 """The commands as a user types them: what they print, their exit status, and one sentence for every mistake."""
 
+import argparse
 import json
 import os
 import shutil
@@ -21,7 +22,9 @@ from mtl_utils.cli import run as cli_run
 from mtl_utils.experiments import benchmark, pretraining, runner
 from mtl_utils.files import PROJECT
 from mtl_utils.prepare.root import Root
+from mtl_utils.publish import links, readme
 from mtl_utils.publish import log as run_log
+from mtl_utils.publish import run as publish_run
 from mtl_utils.settings import PROFILES
 from mtl_utils.stages import run_stage
 
@@ -225,8 +228,9 @@ def test_data_check_says_whether_a_root_is_sound(tiny_root, tmp_path, capsys):
     assert ".jpg" in capsys.readouterr().out
 
 
-def test_fold_makes_a_root_of_the_training_set(tiny_root, tmp_path):
+def test_fold_makes_a_root_of_the_training_set(tiny_root, tmp_path, capsys):
     assert cli_main.main(["data", "fold", str(tiny_root), str(tmp_path / "fold"), "--fold", "2"]) == 0
+    assert capsys.readouterr().out == f"fold 2 of {tiny_root} is in {tmp_path / 'fold'}\n"
     assert len(list((tmp_path / "fold" / "mini_voc_seg" / "val").glob("*.jpg"))) == 1
     assert cli_main.main(["data", "fold", str(tiny_root), str(tmp_path / "fold")]) == 1
 
@@ -249,8 +253,8 @@ def test_pretrain_then_train_from_it(tiny_profile, tiny_root, tmp_path, capsys, 
     assert "of 10 classes" in capsys.readouterr().out
     monkeypatch.setenv(weights.VARIABLE, str(out))
     stop_after_a_stage(monkeypatch)
-    assert cli_main.main(["train", "--profile", "smoke", "--name", "warm", "--data-root", str(tiny_root)]) == 130
-    assert json.loads((tmp_path / "runs" / "warm" / "metrics.json").read_text())["initial_weights"].startswith(
+    assert cli_main.main(["train", "--profile", "smoke", "--name", "pretrained", "--data-root", str(tiny_root)]) == 130
+    assert json.loads((tmp_path / "runs" / "pretrained" / "metrics.json").read_text())["initial_weights"].startswith(
         "stage0.pt "
     )
 
@@ -268,10 +272,72 @@ def test_study_takes_several_seeds_where_they_are_the_question(arguments, expect
     assert asked == [(arguments.split()[0], expected)]
 
 
-def test_log_writes_a_line(trained, tmp_path, monkeypatch):
+def test_log_writes_a_line(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(files, "RUN_LOG", tmp_path / "runs.csv")
     assert cli_main.main(["log", str(trained), "tiny"]) == 0
     assert run_log.read_log()[0]["note"] == "tiny"
+    assert capsys.readouterr().out == f"{tmp_path / 'runs.csv'} has a line about {trained.name}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run"], "stopped; finished epochs are kept: run again to continue"),
+        (["restart"], "stopped; finished epochs are kept: continue with the command run"),
+        (["train"], "stopped; finished epochs are kept: continue with --resume"),
+        (["data", "fetch"], "stopped; what is there is kept: run again to continue"),
+        (["data", "check"], "stopped"),
+        (["bench"], "stopped"),
+    ],
+)
+def test_ctrl_c_promises_only_what_the_command_keeps(words, message, monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    name = f"{words[-1]}_command"
+    monkeypatch.setattr(cli_main, name, interrupted)
+    assert cli_main.main(words) == 130
+    assert capsys.readouterr().err.strip() == message
+
+
+def test_marking_that_is_stopped_promises_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "mark", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert marks(tmp_path / "x.pt", tmp_path) == 130
+    assert capsys.readouterr().err.strip() == "stopped"
+
+
+def every_parser(parser):
+    """A parser and all parsers of commands below it."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from every_parser(below)
+
+
+def test_every_option_has_a_help_text():
+    parsers = [*every_parser(cli_main.make_parser()), evaluate.make_parser()]
+    assert len(parsers) == 16
+    for parser in parsers:
+        parser.format_help()
+        options = [action for action in parser._actions if not isinstance(action, argparse._SubParsersAction)]
+        silent = {action.dest for action in options if not action.help}
+        assert silent <= {"repository"}, parser.prog  # OWNER/NAME explains itself
+
+
+def test_links_and_publish_name_what_they_have_written(tmp_path, monkeypatch, capsys):
+    done = []
+    monkeypatch.setattr(links, "set_address", done.append)
+    monkeypatch.setattr(publish_run, "take_over", done.append)
+    monkeypatch.setattr(readme, "remake_readmes", lambda: done.append("pages"))
+    assert cli_main.main(["links", "me/mine"]) == 0
+    assert capsys.readouterr().out == "the notebooks and README.md, README.zh-TW.md name https://github.com/me/mine\n"
+    assert cli_main.main(["publish"]) == 0
+    pages = "tables remade in README.md, README.zh-TW.md, figures/study/README.md, figures in figures/study/quick/\n"
+    assert capsys.readouterr().out == pages
+    assert cli_main.main(["publish", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"metrics, weights, notebooks and figures are those of {tmp_path}\n{pages}"
+    assert done == ["me/mine", "pages", tmp_path, "pages"]
 
 
 def test_a_console_without_unicode_is_no_obstacle():
@@ -292,4 +358,4 @@ def test_restart_sets_aside_what_was_there_and_loses_nothing(tiny_root, tmp_path
         (tmp_path / "mine" / "stage1_segmentation.pt").write_text(str(number))
     kept = {path.name: (path / "stage1_segmentation.pt").read_text() for path in tmp_path.iterdir()}
     assert kept == {"mine": "2", "mine-1": "0", "mine-2": "1"}
-    assert began == [tmp_path / "mine"] * 3 and "what was there is in mine-2/ now" in capsys.readouterr().out
+    assert began == [tmp_path / "mine"] * 3 and "The previous run was moved to mine-2/" in capsys.readouterr().out

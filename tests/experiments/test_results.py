@@ -263,26 +263,26 @@ def test_buffer_sizes_have_common_ends():
         run(f"memory{n}-random", AFTER, changes={"buffer_size": n, "exemplar_selection": "random"}) for n in (20, 10)
     ]
     more = run("memory10-lwf", AFTER, changes={"buffer_size": 10, "lwf_weight": 1.0})
-    sizes = results_module.memory_sizes([REPLAY, run("no-replay", AFTER), *few, more])
-    assert results_module.memory_sizes([*RESULTS, run("no-replay", AFTER)]) == {
+    sizes = results_module.buffer_sizes([REPLAY, run("no-replay", AFTER), *few, more])
+    assert results_module.buffer_sizes([*RESULTS, run("no-replay", AFTER)]) == {
         "balanced": {0: "no-replay", 240: "replay"}
     }
-    assert results_module.memory_sizes(RESULTS) == {"balanced": {240: "replay"}}
+    assert results_module.buffer_sizes(RESULTS) == {"balanced": {240: "replay"}}
     assert sizes == {"random": {0: "no-replay", 10: "memory10-random", 20: "memory20-random", 240: "replay"}}
 
 
 def test_buffer_sizes_are_compared_on_the_seeds_that_all_of_them_have():
-    """A second seed of the default alone, with a baseline that was unlucky, does not bend the curve."""
+    """A second seed of the default alone, with a far lower baseline, does not bend the curve."""
     other = [run("replay", AFTER, seed=1), run("single-det", {"det": {"det": 0.1}}, seed=1)]
     few = run("memory10-balanced", AFTER, changes={"buffer_size": 10, "exemplar_selection": "balanced"})
     results = [*RESULTS, *other, few, run("no-replay", AFTER)]
     shared = results_module.same_seeds(results, ("replay", "memory10-balanced"))
     assert {r.seed for r in shared} == {0} and len(shared) == len(results) - 2
-    assert studies.memory_curves(results).axes[1].lines[0].get_ydata().tolist() == pytest.approx([0.76] * 3)
-    assert results_module.same_seeds([], []) == [] and len(studies.memory_curves([]).axes) == 3, (
+    assert studies.buffer_size_curves(results).axes[1].lines[0].get_ydata().tolist() == pytest.approx([0.76] * 3)
+    assert results_module.same_seeds([], []) == [] and len(studies.buffer_size_curves([]).axes) == 3, (
         "no run at all: nothing to draw"
     )
-    bars = explorer.MemorySlider(results)
+    bars = explorer.BufferSizeSlider(results)
     assert results_module.mean_retention(bars.results, "replay", "det").value == pytest.approx(0.76)
 
 
@@ -300,14 +300,14 @@ def test_figures_show_what_there_is():
     results = [*RESULTS, run("no-replay", AFTER), *few]
     labels = studies.retention_dots([*results, run("no-replay", AFTER, seed=1)]).axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == ["replay (1 seed)", "no-replay (2 seeds)"]
-    curves = studies.memory_curves(results)
+    curves = studies.buffer_size_curves(results)
     assert curves.axes[1].lines[0].get_xdata().tolist() == [0, 10, 60, 240]
     assert curves.axes[1].lines[0].get_ydata().tolist() == pytest.approx([0.76] * 4)
 
 
 def test_figures_leave_out_what_has_no_baseline_yet():
     results = [REPLAY, ALONE_DET, run("no-replay", AFTER)]
-    assert [len(axis.lines[0].get_xdata()) for axis in studies.memory_curves(results).axes] == [2, 2, 0]
+    assert [len(axis.lines[0].get_xdata()) for axis in studies.buffer_size_curves(results).axes] == [2, 2, 0]
     dots = [line.get_marker() for line in studies.retention_dots(results).axes[2].lines]
     assert dots == ["None", "None"], "only the lines of the rule"
 

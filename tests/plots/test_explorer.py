@@ -198,13 +198,13 @@ def summary(name, **overrides):
     )
 
 
-def test_the_memory_slider_shows_the_run_of_that_size(monkeypatch):
+def test_the_buffer_size_slider_shows_the_run_of_that_size(monkeypatch):
     shown = []
     monkeypatch.setattr(explorer, "retention_bars", lambda results, name: shown.append(name) or plt.figure())
     runs = [summary("no-replay"), summary("replay")]
     for size in (60, 10):
         runs.append(summary(f"memory{size}-balanced", buffer_size=size, exemplar_selection="balanced"))
-    slider = explorer.MemorySlider(runs)
+    slider = explorer.BufferSizeSlider(runs)
     assert list(slider.size.options) == [0, 10, 60, 240]
     for size in (10, 240):
         slider.size.value = size

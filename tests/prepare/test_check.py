@@ -253,10 +253,17 @@ def test_hidden_files_and_vocs_own_folders_are_understood(root):
 def test_layout_never_leaves_the_root_and_names_what_is_missing(root):
     assert layout.coco_image(root, "train", "../../imagenette_160/train/n00000001/n00000001_0.JPEG") is None
     assert layout.coco_image(root, "train", "a\0b" + "x" * 9999) is None
-    with pytest.raises(UserError, match=r"mini_instances_test2017\.json is missing .* --data-root"):
+    with pytest.raises(UserError, match=r"mini_instances_test2017\.json is missing .* --data-root or another --split"):
         layout.coco_json(root, "test")
     with pytest.raises(UserError, match="data check"):
         layout.class_folders(root, "test")
+
+
+def test_remedies_name_only_options_that_the_command_has(tmp_path):
+    faults = check.check_root(tmp_path)
+    assert len(faults) == 3
+    for fault in faults:
+        assert fault.remedy == "get it with `python -m mtl_utils data fetch ROOT`, or check another folder"
 
 
 def test_garbage_never_raises(root):

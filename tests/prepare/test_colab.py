@@ -103,38 +103,59 @@ def repository(folder):
     return folder
 
 
-WHOLE = "03_stage1_segmentation"  # executed from top to bottom in Colab's surroundings; it trains
 PATHS = sorted(files.NOTEBOOKS.glob("*.ipynb"))
+WHOLE, NEXT = PATHS[2:4]  # the notebook that trains stage 1, and the one that needs what it leaves
 
 
-def beginning(notebook, question):
-    """A notebook's cells up to the second with code, which are all that depends on the machine; then a question."""
-    second = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"][1]
-    return [*notebook.cells[: second + 1], nbformat.v4.new_code_cell(question)]
+def linked(path, address):
+    """A notebook as it is once the project has an address."""
+    notebook = nbformat.read(path, as_version=4)
+    links.link_notebook(notebook, path.stem, address)
+    return notebook
+
+
+def beginning(notebook):
+    """A notebook's cells up to the second with code: all that depends on the machine."""
+    numbers = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    return notebook.cells[: numbers[1] + 1]
+
+
+def execute_in(folder, notebook):
+    """Execute a notebook in an empty folder, as Colab does."""
+    folder.mkdir()
+    nbformat.write(notebook, folder / "notebook.ipynb")
+    notebooks.execute(folder / "notebook.ipynb")
+    assert (folder / "project" / "mtl_utils").is_dir()
 
 
 @pytest.mark.slow
 @pytest.mark.notebooks
-def test_every_notebook_begins_in_colab_from_an_empty_folder_and_one_is_executed_wholly(tmp_path, monkeypatch):
-    """Each on a machine of its own, as Colab lends them; what they share lies in the folder of runs."""
+def test_notebooks_run_in_colab_from_an_empty_folder(tmp_path, monkeypatch):
+    """Each on a machine of its own, as Colab lends them; what they share lies in the folder of runs.
+
+    One is executed wholly, of the next the beginning, which is that of all.
+    """
     synthetic.write_synthetic(tmp_path / "data")
     address = repository(tmp_path / "origin").as_uri()
     for key, value in COLAB.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("MTL_DATA_ROOT", str(tmp_path / "data"))
     monkeypatch.setenv("MTL_RUN", str(tmp_path / "run"))
-    for path in PATHS:
-        notebook = nbformat.read(path, as_version=4)
-        links.link_notebook(notebook, path.stem, address)
-        if path.stem != WHOLE:
-            question = "import mtl_utils\nassert Path(mtl_utils.__file__).is_relative_to(here / 'project')\n"
-            question += f"assert run.finished('seg') == {path.stem > WHOLE}"
-            notebook.cells = beginning(notebook, question)
-        (tmp_path / path.stem).mkdir()
-        nbformat.write(notebook, tmp_path / path.stem / path.name)
-        notebooks.execute(tmp_path / path.stem / path.name)
-        assert (tmp_path / path.stem / "project" / "mtl_utils").is_dir()
+    execute_in(tmp_path / "first machine", linked(WHOLE, address))
     assert (tmp_path / "run" / "stage1_segmentation.pt").exists()
+    notebook = linked(NEXT, address)
+    question = "import mtl_utils\nassert Path(mtl_utils.__file__).is_relative_to(here / 'project')\n"
+    question += "assert run.finished('seg') and not run.finished('det')"
+    notebook.cells = [*beginning(notebook), nbformat.v4.new_code_cell(question)]
+    execute_in(tmp_path / "second machine", notebook)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_all_notebooks_begin_alike_once_they_are_linked(path):
+    address = "https://github.com/owner/name"
+    sources = [cell.source for cell in beginning(linked(path, address)) if cell.cell_type == "code"]
+    assert f'REPOSITORY = "{address}"' in sources[0]
+    assert sources == [cell.source for cell in beginning(linked(NEXT, address)) if cell.cell_type == "code"]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)

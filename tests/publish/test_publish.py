@@ -129,7 +129,7 @@ def test_the_pictures_of_a_study_are_drawn_from_its_files_alone(tmp_path, monkey
     monkeypatch.setattr(files, "STUDY_RESULTS", tmp_path)
     studies.draw_study("quick")
     pictures = {path.name: path.read_bytes() for path in (tmp_path / "quick").glob("*.png")}
-    assert set(pictures) == {"memory.png", "remedies.png"}
+    assert set(pictures) == {"buffer_sizes.png", "remedies.png"}
     (tmp_path / "quick" / "no-replay_seed0.json").unlink()
     studies.draw_study("quick")
     assert all((tmp_path / "quick" / name).read_bytes() != before for name, before in pictures.items())
@@ -139,6 +139,13 @@ def test_both_readmes_give_the_same_lines_to_type():
     blocks = [re.findall(r"```bash\n(.*?)```", readme.read(name), re.DOTALL) for name in readme.READMES]
     english, chinese = ([line.split("  #")[0].strip() for line in "".join(b).splitlines()] for b in blocks)
     assert english == chinese
+
+
+def test_sentences_are_parted_as_their_language_does():
+    """A space after a full stop in English, none after a Chinese one."""
+    english, chinese = (readme.with_results(readme.read(name), readme.READMES[name]) for name in readme.READMES)
+    assert "(cpu). Over 3 seeds" in english
+    assert "（cpu）。3 個種子" in chinese
 
 
 def test_the_last_notebook_shows_the_committed_results():
@@ -188,6 +195,7 @@ def test_the_committed_weights_are_those_of_the_committed_results():
 
 @pytest.mark.slow
 @pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_committed_weights_give_the_committed_results(real_root, tmp_path):
     words = ["--weights", files.COMMITTED_WEIGHTS, "--data_root", real_root, "--json", tmp_path / "m"]

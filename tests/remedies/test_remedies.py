@@ -306,7 +306,6 @@ def test_which_remedies_the_settings_ask_for(content, tmp_path, monkeypatch):
     assert names(everything, "seg") == ["Stage0Distillation", *with_stores]
     assert names(replace(everything, joint=True), "cls") == ["Stage0Distillation"] == names(SETTINGS, "det")
     assert names(replace(SETTINGS, stage0_distillation=0.0), "cls") == []
-    assert names(replace(SETTINGS, widths="mobilenetv2"), "cls") == []
     torch.save(mobilenet_v2(weights=None).state_dict(), tmp_path / "public.pt")
     monkeypatch.setenv(weights.VARIABLE, str(tmp_path / "public.pt"))
     assert names(replace(SETTINGS, widths="mobilenetv2"), "cls") == []
