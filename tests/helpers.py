@@ -102,3 +102,14 @@ def stage_metrics(after: list[dict[str, float]]) -> StageMetrics:
     """Metrics after each stage from plain numbers by task."""
     rows = zip(TASKS, after, strict=False)
     return {stage: {task: task_metrics(task, value) for task, value in row.items()} for stage, row in rows}
+
+
+def json_file(root: Path, split: str = "train") -> Path:
+    return root / FOLDERS["det"] / "annotations" / f"mini_instances_{split}2017.json"
+
+
+def change_json(root: Path, change, split: str = "train") -> None:
+    """Apply `change` to the contents of the COCO file."""
+    contents = json.loads(json_file(root, split).read_text())
+    change(contents)
+    json_file(root, split).write_text(json.dumps(contents))

@@ -7,7 +7,7 @@ from helpers import CLASSES, ListSet, det_set, objects, outputs, photo, plain_te
 from torch import nn
 from torchvision import tv_tensors
 
-from mtl_utils import evaluation
+from mtl_utils import evaluation, layout
 from mtl_utils.data import MiniSet, find_classes
 from mtl_utils.detection import encode
 from mtl_utils.evaluation import (
@@ -427,3 +427,15 @@ def test_one_detection_finds_one_object():
 def test_a_set_without_objects_has_no_mean_ap_either(tmp_path):
     metrics = detection_metrics(det_set(tmp_path, [objects([], [])]), [nothing()])
     assert (metrics.value, metrics.mean_ap, metrics.floor) == (0, 0, 0)
+
+
+def test_the_annotations_are_read_once_however_often_a_set_is_evaluated(tiny_root, monkeypatch):
+    opened = []
+    read_coco = layout.read_coco
+    monkeypatch.setattr(layout, "read_coco", lambda path: opened.append(path.name) or read_coco(path))
+    classes = find_classes(tiny_root)
+    opened.clear()
+    dataset = MiniSet("det", tiny_root, "val", classes)
+    for _ in range(3):
+        detection_metrics(dataset, [nothing()] * len(dataset))
+    assert opened == ["mini_instances_val2017.json"]
