@@ -12,7 +12,7 @@ from mtl_utils.data import MiniSet
 from mtl_utils.evaluation import StageMetrics, TaskMetrics
 from mtl_utils.model import Outputs
 from mtl_utils.settings import PROFILES
-from mtl_utils.tasks import TASKS, Classes
+from mtl_utils.tasks import FOLDERS, TASKS, Classes
 
 CLASSES = Classes(det=("cat", "dog", "tv"), det_ids=(7, 42, 90), cls=("n1", "n2", "n3"))
 SETTINGS = replace(  # of a run that takes seconds
