@@ -14,7 +14,7 @@ from mtl_utils.files import UserError
 from mtl_utils.losses import class_weights
 from mtl_utils.prepare.root import Root
 from mtl_utils.replay import ReplayBuffer
-from mtl_utils.run import Run, load_model, read_metrics
+from mtl_utils.run import Run, build, load_model, read_metrics
 from mtl_utils.settings import MAX_REPLAY_PER_TASK
 from mtl_utils.stages import run_stage
 from mtl_utils.tasks import TASKS
@@ -582,3 +582,26 @@ def test_a_state_from_before_the_first_best_epoch_can_be_continued(straight, tmp
         other.epoch()
     kept = other.state_dict()["best"]
     assert kept.keys() == {"epoch", "loss", "model"} and kept["epoch"] == 3
+
+
+def test_a_remedy_without_losses_of_its_own_adds_nothing(straight):
+    trainer = trainer_of(straight, "seg")
+    remedy = Remedy()
+    assert remedy.batch_loss(trainer, "seg", torch.zeros(1), torch.zeros(1)) == 0
+    assert remedy.step_loss(trainer) == 0
+
+
+@pytest.mark.parametrize(("task", "seed", "expected"), [("seg", 0, 0), ("det", 0, 1), ("cls", 3, 32)])
+def test_every_stage_has_random_numbers_of_its_own(straight, task, seed, expected):
+    assert trainer_of(straight, task, seed=seed).generator.initial_seed() == expected
+
+
+def test_batchnorms_statistics_are_averaged_like_weights(straight):
+    model = build(SETTINGS, straight.classes)  # new: its BatchNorm is not folded yet
+    trainer = training.Trainer(model, straight.data("seg", "train"), ReplayBuffer(0), SETTINGS, "cpu")
+    trainer.model.train()
+    for _ in range(2):  # the first update copies
+        trainer.step(first_batch(trainer))
+    own, average = trainer.model.state_dict(), trainer.ema.module.state_dict()
+    means = [name for name in own if name.endswith("running_mean")]
+    assert means and any(not torch.equal(own[name], average[name]) for name in means)
