@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -605,3 +606,16 @@ def test_batchnorms_statistics_are_averaged_like_weights(straight):
     own, average = trainer.model.state_dict(), trainer.ema.module.state_dict()
     means = [name for name in own if name.endswith("running_mean")]
     assert means and any(not torch.equal(own[name], average[name]) for name in means)
+
+
+def test_an_epochs_record_holds_the_mean_of_its_steps(straight, monkeypatch):
+    """Losses of 1, 2 and so on: their mean, with the seconds that the epoch took as seen from outside."""
+    trainer = trainer_of(straight, "seg")
+    values = itertools.count(1)
+    monkeypatch.setattr(trainer, "step", lambda batches: {"seg": float(next(values)), "remedies": 2.0})
+    started = time.perf_counter()
+    record = trainer.epoch()
+    elapsed = time.perf_counter() - started
+    assert record.loss == {"seg": (1 + trainer.steps) / 2, "remedies": 2.0}
+    assert 0 < record.seconds <= elapsed
+    assert record.epoch == 1
