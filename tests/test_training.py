@@ -619,3 +619,17 @@ def test_an_epochs_record_holds_the_mean_of_its_steps(straight, monkeypatch):
     assert record.loss == {"seg": (1 + trainer.steps) / 2, "remedies": 2.0}
     assert 0 < record.seconds <= elapsed
     assert record.epoch == 1
+
+
+def test_the_new_tasks_loss_counts_once(straight):
+    """Whatever `replay_weight` is: it weighs the earlier tasks only."""
+    trainer = trainer_of(straight, "seg", replay_weight=0.5)
+    trainer.losses = {"seg": lambda outputs, _: outputs.segmentation.sum() * 0 + 3}
+    assert trainer.step(first_batch(trainer))["seg"] == 3
+
+
+def test_of_equal_epochs_the_first_is_the_best(straight):
+    trainer = trainer_of(straight, "seg")
+    for epoch in (1, 2):
+        trainer.keep_if_best(EpochRecord(epoch=epoch, loss={"seg": 1.5}, lr=0.0, seconds=0.0))
+    assert trainer.best.epoch == 1
