@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtl_utils.files import UserError, write_atomically
 
-FORMAT = 2  # raised whenever files of an older version can no longer be read
+FORMAT = 3  # raised whenever files of an older version can no longer be read
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -32,22 +32,8 @@ def load(path: Path) -> dict[str, Any]:
     # a bare state dict, or any other tensor file, has no format
     version = content.get("format") if isinstance(content, dict) else None
     if version != FORMAT:
-        # stage 0's file is current whatever its format: weights.py reads it, and no command trains it again
-        if isinstance(content, dict) and is_stage0(content):
-            raise not_trained(path)
         raise UserError(f"{path} has checkpoint format {version}, this version reads {FORMAT}: train it again.")
     return dict(content)
-
-
-def is_stage0(content: dict[str, Any]) -> bool:
-    """Whether a file's content is what stage 0 hands on: weights for given widths and a classifier of their own."""
-    return "classifier" in content and "widths" in content
-
-
-def not_trained(path: Path) -> UserError:
-    """The error for stage 0's network in the place of a trained model."""
-    remedy = "name a stageN_*.pt file of a run, or data/weights/three_tasks.pt"
-    return UserError(f"{path} holds starting weights and no trained model: {remedy}.")
 
 
 def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -80,7 +80,8 @@ def encode_boxes(boxes: Tensor, centres: Tensor) -> Tensor:
 def assign_targets(boxes: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """Which cells learn which object: the nine nearest and the central ones (CENTER_RADIUS).
 
-    Of two objects that ask for a cell the smaller gets it: one among smaller ones may keep fewer than nine, or none.
+    Of two objects that ask for a cell the smaller gets it: one among smaller ones may keep fewer than nine. One that
+    would keep none gets the nearest cell that is nobody's only one.
 
     A region that grows with the object (as in FoveaBox, Kong et al. 2020, section 3.3) spares the network the task of
     finding the very centre of a large one. boxes (M, 4) XYXY, centres (N, 2). Returns (cells, objects): two int64
@@ -104,8 +105,27 @@ def assign_targets(boxes: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     largest_first = areas.argsort(descending=True)
     for index in largest_first.tolist():  # a later, smaller object takes cells from the larger ones
         owner[candidates[index]] = index
+    give_every_object_a_cell(owner, distance_to_middle)
     is_positive = owner >= 0
     return is_positive.nonzero().squeeze(1), owner[is_positive]
+
+
+def give_every_object_a_cell(owner: Tensor, distance: Tensor) -> None:
+    """Give each object that owns no cell the nearest one that is not another's only cell.
+
+    owner: (N,) int64, the object of each cell or -1, changed in place; distance: (M, N) of objects from cells. Only
+    where there are more objects than cells may one be left without.
+    """
+    for index in range(len(distance)):
+        if (owner == index).any():
+            continue
+        cells_of = owner[owner >= 0].bincount(minlength=len(distance))  # (M,): how many cells each object has
+        is_free = owner < 0
+        is_spare = cells_of[owner.clamp(min=0)] > 1
+        available = is_free | is_spare  # (N,) bool
+        if available.any():
+            nearest = distance[index].masked_fill(~available, float("inf")).argmin()
+            owner[nearest] = index
 
 
 def centers_in_boxes(centres: Tensor, boxes: Tensor) -> Tensor:

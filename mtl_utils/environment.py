@@ -12,7 +12,7 @@ PROFILE = "MTL_PROFILE"  # smoke, quick or full
 DATA_ROOT = "MTL_DATA_ROOT"  # folder of the mini sets
 RUN = "MTL_RUN"  # folder of one run
 RUNS = "MTL_RUNS"  # folder that holds the runs
-IMAGENET_WEIGHTS = "MTL_IMAGENET_WEIGHTS"  # a file, "download" or "nothing"
+IMAGENET_WEIGHTS = "MTL_IMAGENET_WEIGHTS"  # a file, or "nothing"
 COLAB = "COLAB_RELEASE_TAG"  # set by Google Colab
 
 
@@ -38,7 +38,7 @@ def runs_folder() -> Path:
 
 
 def imagenet_weights() -> str:
-    """What new models start from: a file, "download", "nothing", or "" for the best weights at hand."""
+    """What new models start from: a file, "nothing", or "" for the weights that the project holds."""
     return os.environ.get(IMAGENET_WEIGHTS, "")
 
 

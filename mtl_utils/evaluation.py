@@ -8,10 +8,11 @@ The floors: everything background; no detections; always the most frequent class
 """
 
 import contextlib
+import hashlib
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,16 +24,15 @@ from tqdm.auto import tqdm
 
 from mtl_utils.data import MiniSet, Target
 from mtl_utils.detection import Detections, decode
-from mtl_utils.model import Outputs
 from mtl_utils.tasks import IGNORE, METRIC_NAMES, VOC_CLASSES, Task
-from mtl_utils.transforms import Letterbox, eval_transform, to_batch
+from mtl_utils.transforms import Letterbox, to_batch
 
 EVAL_BATCH = 10  # images in one forward
 SHOWN = 0.3  # detections below this score are not drawn (they do count in mAP)
 MATCH_IOU = 0.5  # the least overlap of a detection with the object that it finds: the 50 of mAP@50
 NO_DETECTION = (-2.0, -2.0, 1.0, 1.0, 0.0)  # left, top, width, height, score: lies outside every image
 
-Predictions = list[Any]  # of one task, one an image: masks, detections or class probabilities
+Predictions = list[Any]  # of one task, one an image: masks, detections or class probabilities (see Prediction)
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class TaskMetrics:
     floor: float  # what the trivial prediction scores
     per_class: dict[str, float | None]  # IoU, AP@50 or recall by class name; None where the class has none
     images: int  # size of the set
+    forwards: float = 1.0  # that one image of all evaluated sets took, whatever tasks it has labels for
     confusion: list[list[int]] | None = None  # true class by row, predicted by column: pixels (seg) or images (cls)
     mean_ap: float | None = None  # detection only: mAP over overlaps .5:.95
 
@@ -60,7 +61,7 @@ class TaskMetrics:
         values |= {"floor": self.floor, "per_class": self.per_class}
         if self.confusion is not None:
             values["confusion"] = self.confusion
-        return values | {"images": self.images}
+        return values | {"images": self.images, "forwards": self.forwards}
 
     @classmethod
     def from_dict(cls, task: Task, values: dict[str, Any]) -> "TaskMetrics":
@@ -71,6 +72,7 @@ class TaskMetrics:
             floor=values["floor"],
             per_class=values["per_class"],
             images=values["images"],
+            forwards=values["forwards"],
             confusion=values.get("confusion"),
             mean_ap=values.get("mAP"),
         )
@@ -82,59 +84,78 @@ StageMetrics = dict[Task, dict[Task, TaskMetrics]]  # after each stage, of every
 # ---- from images to predictions
 
 
-@torch.inference_mode()
-def predict(model: nn.Module, task: Task, images: Sequence[Tensor], size: int) -> Predictions:
-    """Predictions of one task for images (each (3, H, W) uint8), in their own pixels.
+class Prediction(NamedTuple):
+    """What one forward predicts for one image, in the image's own pixels."""
 
-    `size` is the side of the square input. Returns one prediction an image: a mask (H, W) uint8, detections (boxes
-    (N, 4) XYXY inside the image, scores (N,), labels (N,), best first), or class probabilities (C,).
+    mask: Tensor  # (H, W) uint8 of VOC classes
+    detections: Detections  # boxes (N, 4) XYXY inside the image, scores (N,), labels (N,), best first
+    probabilities: Tensor  # (C,) of the image's class
+
+    def of(self, task: Task) -> Any:
+        """The part of one task."""
+        return {"seg": self.mask, "det": self.detections, "cls": self.probabilities}[task]
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: Sequence[Tensor], size: int) -> list[Prediction]:
+    """Mask, detections and class probabilities of images (each (3, H, W) uint8), all three from one forward.
+
+    `size` is the side of the square input into which each image is letterboxed. Returns one prediction an image.
     """
     model.eval()
     device = next(model.parameters()).device
-    batch = to_batch(images, eval_transform(task, size))  # (B, 3, size, size)
-    outputs = model(batch.to(device))
-    if task == "seg":
-        return read_masks(outputs, images, size)
-    if task == "det":
-        return read_detections(outputs, images, size)
-    return read_classes(outputs)
-
-
-def read_masks(outputs: Outputs, images: Sequence[Tensor], size: int) -> list[Tensor]:
-    """Masks (H, W) uint8 in each image's own size from the outputs for letterboxed images."""
-    letterbox = Letterbox(size)
-    masks = []
-    for logits, image in zip(outputs.segmentation, images, strict=True):
-        own = letterbox.undo_mask(logits, image.shape[-2:])  # (21, H, W)
-        masks.append(own.argmax(0).byte().cpu())
-    return masks
-
-
-def read_detections(outputs: Outputs, images: Sequence[Tensor], size: int) -> list[Detections]:
-    """Detections of each image (see detection.decode), boxes in its own pixels and inside it."""
+    batch, content = to_batch(images, size)  # (B, 3, size, size) and (B, 4)
+    outputs = model(batch.to(device), content.to(device))
     letterbox = Letterbox(size)
     detections = decode(outputs.detection)
-    moved = []
-    for detection, image in zip(detections, images, strict=True):
-        boxes = letterbox.undo_boxes(detection["boxes"], image.shape[-2:])
-        on_cpu = {name: value.cpu() for name, value in detection.items()}
-        moved.append(on_cpu | {"boxes": boxes.cpu()})
-    return moved
+    probabilities = outputs.classification.softmax(dim=1).cpu()  # (B, C)
+    predictions = []
+    for index, image in enumerate(images):
+        shape = image.shape[-2:]
+        logits = letterbox.undo_mask(outputs.segmentation[index], shape)  # (21, H, W)
+        mask = logits.max(0).indices.byte().cpu()  # several times faster than argmax
+        found = own_boxes(detections[index], letterbox, shape)
+        predictions.append(Prediction(mask, found, probabilities[index]))
+    return predictions
 
 
-def read_classes(outputs: Outputs) -> list[Tensor]:
-    """Class probabilities (C,) of each image."""
-    return list(outputs.classification.softmax(dim=1).cpu())
+def own_boxes(detections: Detections, letterbox: Letterbox, shape: Sequence[int]) -> Detections:
+    """Detections in the letterboxed input as detections in the image's own pixels, on the CPU."""
+    boxes = letterbox.undo_boxes(detections["boxes"], shape)
+    on_cpu = {name: value.cpu() for name, value in detections.items()}
+    return on_cpu | {"boxes": boxes.cpu()}
 
 
-def predict_set(model: nn.Module, dataset: MiniSet, size: int) -> Predictions:
-    """`predict` for a whole set, in its order."""
-    images = [image for image, _ in dataset.samples]
-    predictions: Predictions = []
-    starts = range(0, len(images), EVAL_BATCH)
-    for start in tqdm(starts, desc=f"evaluating {dataset.task}", leave=False, delay=5):
-        batch = images[start : start + EVAL_BATCH]
-        predictions += predict(model, dataset.task, batch, size)
+@dataclass
+class Photograph:
+    """An image, and where it occurs: one photograph may carry labels for several tasks."""
+
+    image: Tensor  # (3, H, W) uint8
+    places: list[tuple[Task, int]]  # task and index in its set
+
+
+def distinct_photographs(datasets: Sequence[MiniSet]) -> list[Photograph]:
+    """The photographs of some sets, each once, told apart by their pixels."""
+    photographs: dict[tuple[torch.Size, bytes], Photograph] = {}
+    for dataset in datasets:
+        for index, (image, _) in enumerate(dataset.samples):
+            digest = hashlib.sha256(image.numpy().tobytes()).digest()
+            photograph = photographs.setdefault((image.shape, digest), Photograph(image, []))
+            photograph.places.append((dataset.task, index))
+    return list(photographs.values())
+
+
+def predict_sets(model: nn.Module, datasets: Sequence[MiniSet], size: int) -> dict[Task, Predictions]:
+    """Predictions for whole sets of different tasks, in their order; no photograph is put through the network twice."""
+    predictions: dict[Task, Predictions] = {dataset.task: [None] * len(dataset) for dataset in datasets}
+    photographs = distinct_photographs(datasets)
+    starts = range(0, len(photographs), EVAL_BATCH)
+    for start in tqdm(starts, desc="evaluating", leave=False, delay=2):
+        batch = photographs[start : start + EVAL_BATCH]
+        predicted = predict(model, [photograph.image for photograph in batch], size)
+        for photograph, prediction in zip(batch, predicted, strict=True):
+            for task, index in photograph.places:
+                predictions[task][index] = prediction.of(task)
     return predictions
 
 
@@ -336,12 +357,39 @@ IMAGE_SCORES: dict[Task, Callable[[Any, Target], float]] = {
 # ---- a whole set
 
 
-def evaluate(model: nn.Module, dataset: MiniSet, size: int) -> TaskMetrics:
-    """All metrics of one task on one set, read from inputs of size x size pixels."""
-    predictions = predict_set(model, dataset, size)
-    metrics = set_metrics(dataset, predictions)
-    assert 0 <= metrics.value <= 1
-    return metrics
+def evaluate(model: nn.Module, datasets: Sequence[MiniSet], size: int) -> dict[Task, TaskMetrics]:
+    """All metrics of each set's task, read from one forward a photograph at size x size pixels."""
+    return predict_and_evaluate(model, datasets, size).metrics
+
+
+class Evaluation(NamedTuple):
+    """What a model predicts for some sets, and how good that is."""
+
+    predictions: dict[Task, Predictions]
+    metrics: dict[Task, TaskMetrics]
+
+
+def predict_and_evaluate(model: nn.Module, datasets: Sequence[MiniSet], size: int) -> Evaluation:
+    """`evaluate`, with the predictions from which the metrics come."""
+    with counted_forwards(model) as sizes:
+        predictions = predict_sets(model, datasets, size)
+    forwards = sum(sizes) / len(distinct_photographs(datasets))
+    metrics = {}
+    for dataset in datasets:
+        result = set_metrics(dataset, predictions[dataset.task])
+        metrics[dataset.task] = replace(result, forwards=forwards)
+    return Evaluation(predictions, metrics)
+
+
+@contextlib.contextmanager
+def counted_forwards(model: nn.Module) -> Iterator[list[int]]:
+    """A list that receives the batch size of every forward of a model inside the `with` block."""
+    sizes: list[int] = []
+    hook = model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    try:
+        yield sizes
+    finally:
+        hook.remove()
 
 
 def set_metrics(dataset: MiniSet, predictions: Predictions) -> TaskMetrics:

@@ -13,7 +13,9 @@ from typing import Any, BinaryIO
 
 PROJECT = Path(__file__).resolve().parents[1]  # the folder that holds README.md, notebooks/ and data/
 COMMITTED_METRICS = PROJECT / "figures" / "metrics.json"  # of the committed run on real photographs
+COMMITTED_SIZES = PROJECT / "figures" / "sizes.json"  # its model at several sizes of the input
 WEIGHTS_FOLDER = PROJECT / "data" / "weights"  # weights to start from, and the committed model
+START_WEIGHTS = WEIGHTS_FOLDER / "efficientnet_lite0.pt"  # public ImageNet weights that new models start from
 COMMITTED_WEIGHTS = WEIGHTS_FOLDER / "three_tasks.pt"  # the committed run's model after stage 3
 STUDY_RESULTS = PROJECT / "figures" / "study"  # one folder a profile, one JSON a run
 RUN_LOG = PROJECT / "figures" / "runs.csv"  # one line a run: how the recipe was found

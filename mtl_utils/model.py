@@ -1,13 +1,13 @@
 """Fast-SCNN with one single-branch head: detection, segmentation and classification from one output map.
 
 Backbone: R. Poudel, S. Liwicki, R. Cipolla, "Fast-SCNN: Fast Semantic Segmentation Network", BMVC 2019 (section 3).
-Its bottlenecks are those of M. Sandler et al., "MobileNetV2", CVPR 2018; with MobileNetV2's own widths the public
-ImageNet weights of that network load into them. The activation is MobileNetV2's ReLU6, where Fast-SCNN has
-ReLU; only the sum of feature fusion keeps ReLU. Shapes below: B images of H x W pixels, h = H / 8, w = W / 8.
+Its bottlenecks are those of M. Sandler et al., "MobileNetV2", CVPR 2018. Their numbers and widths are those of
+EfficientNet-Lite0 (Google 2020: EfficientNet-B0, M. Tan and Q. Le, ICML 2019, table 1, without squeeze-and-excitation
+and with ReLU6), so that the public ImageNet weights of that network load into them.
+Shapes below: B images of H x W pixels, h = H / 8, w = W / 8.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,9 +18,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from mtl_utils.detection import CONFIDENCE, FIRST_CLASS, STRIDE
 from mtl_utils.tasks import CHANNEL_ORDER, VOC_CLASSES, Task
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
-IMAGENET_STD = (0.229, 0.224, 0.225)
-LAST = "head.2."  # what the names of the head's last layer begin with in a model's state dict
+MEAN = 127 / 255  # of every colour channel in [0, 1]; the ImageNet weights were trained with this mean and deviation
+STD = 128 / 255
+NORM_EPS = 1e-3  # added to every variance by BatchNorm: EfficientNet's value
 CONFIDENCE_PRIOR = 0.01  # confidence that every cell starts with (focal loss, Lin et al. 2017, section 4.1)
 OUTPUT_STD = 0.01  # standard deviation of the last layer's first weights (focal loss, section 4.1)
 MAX_STRIDE = 32  # input pixels to a cell of the deepest features, along each side
@@ -30,8 +30,27 @@ class Outputs(NamedTuple):
     """What one forward gives for a batch."""
 
     detection: Tensor  # (B, 5 + C_det, h, w): raw cx, cy, w, h, confidence logit and class logits of every cell
-    segmentation: Tensor  # (B, 21, H, W): class logits of every input pixel; in training mode half of each side
+    segmentation: Tensor  # (B, 21, h, w): class logits of every cell
     classification: Tensor  # (B, C_cls): class logits of the image
+
+
+class SameConv(nn.Conv2d):
+    """Convolution that pads as TensorFlow's "same" does: at stride 2 one pixel less before the image than behind it.
+
+    (B, inp, H, W) to (B, out, H / stride, W / stride). ImageNet's weights were trained with this padding.
+    """
+
+    def __init__(self, inp: int, out: int, kernel: int, stride: int, groups: int, dilation: int):
+        padding = kernel // 2 * dilation  # keeps the size at stride 1
+        if stride == 2:
+            padding += 1  # one more on all sides; forward drops what it adds before the image
+        super().__init__(inp, out, kernel, stride, padding, dilation, groups, bias=False)  # BatchNorm has the bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.stride == (1, 1):
+            return y
+        return y[:, :, 1:, 1:]
 
 
 class ConvNorm(nn.Sequential):
@@ -50,9 +69,8 @@ class ConvNorm(nn.Sequential):
         dilation: int = 1,
         activation: bool = True,
     ):
-        padding = kernel // 2 * dilation  # keeps the size at stride 1
-        conv = nn.Conv2d(inp, out, kernel, stride, padding, dilation, groups, bias=False)  # BatchNorm has the bias
-        norm = nn.BatchNorm2d(out)
+        conv = SameConv(inp, out, kernel, stride, groups, dilation)
+        norm = nn.BatchNorm2d(out, eps=NORM_EPS)
         super().__init__(conv, norm, nn.ReLU6(inplace=True) if activation else nn.Identity())
 
     def fold(self) -> None:
@@ -69,15 +87,15 @@ class ConvNorm(nn.Sequential):
 
 
 class Bottleneck(nn.Module):
-    """Inverted residual: expand by 1 x 1, filter channels by 3 x 3, project by a linear 1 x 1 (MobileNetV2, 3.3)."""
+    """Inverted residual: expand by 1 x 1, filter each channel, project by a linear 1 x 1 (MobileNetV2, section 3.3)."""
 
-    def __init__(self, inp: int, out: int, stride: int, expand: int):
+    def __init__(self, inp: int, out: int, kernel: int, stride: int, expand: int):
         super().__init__()
         wide = inp * expand
         layers: list[nn.Module] = []
         if expand > 1:
             layers.append(ConvNorm(inp, wide, 1))
-        layers.append(ConvNorm(wide, wide, 3, stride, groups=wide))
+        layers.append(ConvNorm(wide, wide, kernel, stride, groups=wide))
         layers.append(ConvNorm(wide, out, 1, activation=False))
         self.layers = nn.Sequential(*layers)
         self.residual = stride == 1 and inp == out  # only then input and output can be added
@@ -90,76 +108,155 @@ class Bottleneck(nn.Module):
 class Separable(nn.Sequential):
     """Depthwise 3 x 3 then pointwise 1 x 1 convolution, no activation between (Fast-SCNN, 3.2.1: DSConv)."""
 
-    def __init__(self, inp: int, out: int, stride: int):
-        depthwise = ConvNorm(inp, inp, 3, stride, groups=inp, activation=False)
+    def __init__(self, inp: int, out: int):
+        depthwise = ConvNorm(inp, inp, 3, groups=inp, activation=False)
         pointwise = ConvNorm(inp, out, 1)
         super().__init__(depthwise, pointwise)
 
 
 class Row(NamedTuple):
-    """A row of a network's table: blocks in a chain, alike but for the stride of the first."""
+    """A row of the trunk's table: bottlenecks in a chain, alike but for the stride of the first."""
 
-    expansion: int  # factor by which a bottleneck's middle is wider than its input; 0 means a separable convolution
-    channels: int  # of every block's output
+    expansion: int  # factor by which a bottleneck's middle is wider than its input
+    channels: int  # of every bottleneck's output
+    kernel: int  # side of the depthwise convolution
     blocks: int
-    stride: int  # of the first block, the others have 1
+    stride: int  # of the first bottleneck, the others have 1
 
 
-@dataclass(frozen=True)
-class Widths:
-    """Channel widths of Fast-SCNN's modules."""
-
-    stem: int  # channels of the first convolution, stride 2
-    downsample: tuple[Row, ...]  # from stride 2 to stride 8
-    global16: tuple[Row, ...]  # at stride 16
-    global32: tuple[Row, ...]  # at stride 32
-    last: int | None  # channels of a 1 x 1 convolution behind the rows, None for none
-    pool: int  # channels of the pyramid pooling module
-    fuse: int  # channels of feature fusion, the head's input
-    head: int  # channels of the head's two inner convolutions
-    fuse_middle: bool  # whether stride 16 takes part in feature fusion
-
-
-WIDTHS = {
-    # table 1 of the Fast-SCNN paper
-    "paper": Widths(
-        stem=32,
-        downsample=(Row(0, 48, 1, 2), Row(0, 64, 1, 2)),
-        global16=(Row(6, 64, 3, 2),),
-        global32=(Row(6, 96, 3, 2), Row(6, 128, 3, 1)),
-        last=None,
-        pool=128,
-        fuse=128,
-        head=128,
-        fuse_middle=False,
-    ),
-    # table 2 of the MobileNetV2 paper, all of it, distributed over Fast-SCNN's modules
-    "mobilenetv2": Widths(
-        stem=32,
-        downsample=(Row(1, 16, 1, 1), Row(6, 24, 2, 2), Row(6, 32, 3, 2)),
-        global16=(Row(6, 64, 4, 2), Row(6, 96, 3, 1)),
-        global32=(Row(6, 160, 3, 2), Row(6, 320, 1, 1)),
-        last=1280,
-        pool=256,
-        fuse=256,
-        head=128,
-        fuse_middle=True,
-    ),
-}
+# EfficientNet-Lite0, all of it, distributed over Fast-SCNN's modules
+STEM_CHANNELS = 32  # of the first convolution, stride 2
+DOWNSAMPLE = (  # from stride 2 to stride 8
+    Row(1, 16, 3, 1, 1),
+    Row(6, 24, 3, 2, 2),
+    Row(6, 40, 5, 2, 2),
+)
+GLOBAL16 = (  # at stride 16
+    Row(6, 80, 3, 3, 2),
+    Row(6, 112, 5, 3, 1),
+)
+GLOBAL32 = (  # at stride 32
+    Row(6, 192, 5, 4, 2),
+    Row(6, 320, 3, 1, 1),
+)
+DEEP_CHANNELS = 1280  # of the 1 x 1 convolution behind the rows
+# the layers that no ImageNet weights exist for
+POOL_CHANNELS = 256  # of the pyramid pooling module
+FUSE_CHANNELS = 256  # of feature fusion, the head's input
+HEAD_CHANNELS = 128  # of the head's two inner layers
 
 
 def build_rows(inp: int, rows: tuple[Row, ...]) -> tuple[nn.Sequential, int]:
-    """The blocks of some rows for `inp` channels, and the number of channels that leave them."""
+    """The bottlenecks of some rows for `inp` channels, and the number of channels that leave them."""
     blocks: list[nn.Module] = []
     for row in rows:
         for number in range(row.blocks):
             stride = row.stride if number == 0 else 1
-            if row.expansion:
-                blocks.append(Bottleneck(inp, row.channels, stride, row.expansion))
-            else:
-                blocks.append(Separable(inp, row.channels, stride))
+            blocks.append(Bottleneck(inp, row.channels, row.kernel, stride, row.expansion))
             inp = row.channels
     return nn.Sequential(*blocks), inp
+
+
+# ---- where in a square input the picture is
+
+
+def whole_input(images: Tensor) -> Tensor:
+    """The content (B, 4) of images (B, 3, H, W) without padding: XYXY in input pixels, as all contents."""
+    height, width = images.shape[-2:]
+    corners = torch.tensor([0.0, 0.0, width, height], device=images.device)
+    return corners.expand(len(images), 4)
+
+
+def axis_edges(content: Tensor, axis: int, input_size: int, cells: int) -> tuple[Tensor, Tensor]:
+    """Where along an axis (0: x, 1: y) of a map of `cells` cells the pictures begin and end: (B, 1, 1) each."""
+    cells_per_pixel = cells / input_size
+    in_cells = content * cells_per_pixel  # (B, 4)
+    start = in_cells[:, axis]
+    end = in_cells[:, axis + 2]
+    return start.view(-1, 1, 1), end.view(-1, 1, 1)
+
+
+def averaging_matrix(start: Tensor, end: Tensor, cells: int, bins: int) -> Tensor:
+    """(B, bins, cells): row k averages the cells in the k-th of `bins` equal parts of [start, end).
+
+    A cell that lies in a part by half counts by half.
+    """
+    part = torch.arange(bins, device=start.device)
+    part = part.view(1, -1, 1)
+    cell = torch.arange(cells, device=start.device)  # where each cell begins
+    cell_end = cell + 1
+    length = (end - start) / bins  # (B, 1, 1), of a part
+    part_start = start + part * length  # (B, bins, 1)
+    part_end = part_start + length
+    overlap_start = torch.maximum(part_start, cell)  # (B, bins, cells)
+    overlap_end = torch.minimum(part_end, cell_end)
+    overlap = overlap_end - overlap_start
+    covered = overlap.clamp(min=0)  # 0 where cell and part lie apart
+    return covered / length
+
+
+def interpolation_matrix(start: Tensor, end: Tensor, cells: int, bins: int) -> Tensor:
+    """(B, cells, bins): bilinear interpolation along one axis from `bins` equal parts of [start, end) to all cells."""
+    cell = torch.arange(cells, device=start.device)
+    centre = cell.view(1, -1, 1) + 0.5  # (1, cells, 1)
+    share = (centre - start) / (end - start)  # (B, cells, 1): of the way from start to end
+    return tent_weights(share * bins, bins)
+
+
+def tent_weights(position: Tensor, count: int) -> Tensor:
+    """Bilinear interpolation: weights (..., count) of `count` equal parts for positions (..., 1), 0 to `count`.
+
+    A part's own centre, at its number plus a half, gets the weight 1; beyond the centres of the outer parts their
+    values hold.
+    """
+    part = torch.arange(count, device=position.device)
+    place = position - 0.5  # in steps between the parts' centres
+    place = place.clamp(0, count - 1)
+    distance = (place - part).abs()  # (..., count)
+    weight = 1 - distance
+    return weight.clamp(min=0)  # only the two nearest parts count
+
+
+class ContentGrid:
+    """Pools maps over the pictures in a batch of inputs, and spreads pooled values over whole maps again.
+
+    Without it the grey padding of a letterboxed picture would count as a part of the picture.
+    """
+
+    def __init__(self, content: Tensor, input_size: Sequence[int], map_size: Sequence[int]):
+        """content: (B, 4) XYXY in input pixels; input_size and map_size: height and width."""
+        height, width = input_size
+        self.rows, self.columns = map_size
+        self.y = axis_edges(content, 1, height, self.rows)  # (B, 1, 1) each, in cells
+        self.x = axis_edges(content, 0, width, self.columns)
+
+    def pool(self, x: Tensor, bins: int) -> Tensor:
+        """Averages (B, C, bins, bins) of maps (B, C, h, w) over bins x bins equal parts of each picture."""
+        over_rows = averaging_matrix(*self.y, self.rows, bins)  # (B, bins, h)
+        over_columns = averaging_matrix(*self.x, self.columns, bins)  # (B, bins, w)
+        over_cells = outer_product(over_rows, over_columns)  # (B, bins * bins, h * w)
+        cells = x.flatten(2).mT  # (B, h * w, C)
+        pooled = over_cells.to(x.dtype) @ cells  # (B, bins * bins, C)
+        return pooled.mT.reshape(len(x), -1, bins, bins)
+
+    def spread(self, pooled: Tensor) -> Tensor:
+        """The inverse: (B, C, bins, bins) interpolated bilinearly to (B, C, h, w)."""
+        bins = pooled.shape[-1]
+        to_rows = interpolation_matrix(*self.y, self.rows, bins)  # (B, h, bins)
+        to_columns = interpolation_matrix(*self.x, self.columns, bins)  # (B, w, bins)
+        to_cells = outer_product(to_rows, to_columns)  # (B, h * w, bins * bins)
+        parts = pooled.flatten(2).mT  # (B, bins * bins, C)
+        spread = to_cells.to(pooled.dtype) @ parts  # (B, h * w, C)
+        return spread.mT.reshape(len(pooled), -1, self.rows, self.columns)
+
+
+def outer_product(rows: Tensor, columns: Tensor) -> Tensor:
+    """Matrices for two axes, (B, n, h) and (B, m, w), as one for maps that are flattened row by row: (B, n m, h w)."""
+    product = torch.einsum("bnh,bmw->bnmhw", rows, columns)
+    return product.flatten(3).flatten(1, 2)
+
+
+# ---- the network
 
 
 class PyramidPooling(nn.Module):
@@ -173,23 +270,25 @@ class PyramidPooling(nn.Module):
         self.branches = nn.ModuleList(ConvNorm(inp, width, 1) for _ in self.BINS)
         self.project = ConvNorm(inp + out, out, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        size = x.shape[-2:]
+    def forward(self, x: Tensor, grid: ContentGrid) -> Tensor:
         context = [x]
         for bins, branch in zip(self.BINS, self.branches, strict=True):
-            pooled = branch(F.adaptive_avg_pool2d(x, bins))  # (B, out / 4, bins, bins)
-            context.append(resize(pooled, size))
+            pooled = branch(grid.pool(x, bins))  # (B, out / 4, bins, bins)
+            context.append(grid.spread(pooled))
         y: Tensor = self.project(torch.cat(context, dim=1))
         return y
 
 
 class FeatureFusion(nn.Module):
-    """Sum of the detailed and the upsampled deep features at stride 8 (Fast-SCNN, section 3.2.3, table 3)."""
+    """Sum of the detailed and the upsampled deep features at stride 8 (Fast-SCNN, section 3.2.3, table 3).
 
-    def __init__(self, low: int, middle: int | None, deep: int, out: int):
+    Beyond the paper, the features at stride 16 take part in the sum.
+    """
+
+    def __init__(self, low: int, middle: int, deep: int, out: int):
         super().__init__()
         self.low = ConvNorm(low, out, 1, activation=False)
-        self.middle = ConvNorm(middle, out, 1, activation=False) if middle else None
+        self.middle = ConvNorm(middle, out, 1, activation=False)
         # dilation 4 at stride 8: neighbours are a deep cell (32 pixels) apart
         self.spread = ConvNorm(deep, deep, 3, groups=deep, dilation=4)
         self.deep = ConvNorm(deep, out, 1, activation=False)
@@ -200,8 +299,7 @@ class FeatureFusion(nn.Module):
         with torch.autocast(low.device.type, enabled=False):
             wide = self.spread(resize(deep.float(), size))
         x: Tensor = self.low(low) + self.deep(wide)  # (B, out, h, w)
-        if self.middle is not None:
-            x = x + resize(self.middle(middle), size)
+        x = x + resize(self.middle(middle), size)
         return F.relu(x)
 
 
@@ -211,25 +309,14 @@ class Trunk(nn.Module):
     (B, 3, H, W) to features at strides 8, 16 and 32.
     """
 
-    def __init__(self, widths: Widths):
+    def __init__(self) -> None:
         super().__init__()
-        blocks, self.low_channels = build_rows(widths.stem, widths.downsample)
-        self.downsample = nn.Sequential(ConvNorm(3, widths.stem, 3, stride=2), *blocks)
-        # layers of downsample up to stride 4: the first one, and all rows but the last
-        self.to_stride4 = 1 + sum(row.blocks for row in widths.downsample[:-1])
-        self.global16, self.middle_channels = build_rows(self.low_channels, widths.global16)
-        self.global32, self.deep_channels = build_rows(self.middle_channels, widths.global32)
-        if widths.last:
-            self.global32.append(ConvNorm(self.deep_channels, widths.last, 1))
-            self.deep_channels = widths.last
-
-    def freeze_early(self) -> None:
-        """Stop the layers up to stride 4 from learning.
-
-        Edges and textures are what ImageNet teaches best, and their layers work on the largest maps, so that they cost
-        the most time to train.
-        """
-        self.downsample[: self.to_stride4].requires_grad_(False)
+        blocks, self.low_channels = build_rows(STEM_CHANNELS, DOWNSAMPLE)
+        self.downsample = nn.Sequential(ConvNorm(3, STEM_CHANNELS, 3, stride=2), *blocks)
+        self.global16, self.middle_channels = build_rows(self.low_channels, GLOBAL16)
+        self.global32, before_last = build_rows(self.middle_channels, GLOBAL32)
+        self.global32.append(ConvNorm(before_last, DEEP_CHANNELS, 1))
+        self.deep_channels = DEEP_CHANNELS
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         low = self.downsample(x)  # stride 8
@@ -239,18 +326,21 @@ class Trunk(nn.Module):
 
 
 class FastSCNN(nn.Module):
-    """(B, 3, H, W) normalised images to (B, fuse, h, w) features; H and W are multiples of 32."""
+    """(B, 3, H, W) normalised images with contents (B, 4) to (B, FUSE_CHANNELS, h, w) features."""
 
-    def __init__(self, widths: Widths):
+    def __init__(self) -> None:
         super().__init__()
-        self.trunk = Trunk(widths)
-        self.pooling = PyramidPooling(self.trunk.deep_channels, widths.pool)
-        middle = self.trunk.middle_channels if widths.fuse_middle else None
-        self.fusion = FeatureFusion(self.trunk.low_channels, middle, widths.pool, widths.fuse)
+        self.trunk = Trunk()
+        self.pooling = PyramidPooling(self.trunk.deep_channels, POOL_CHANNELS)
+        self.fusion = FeatureFusion(self.trunk.low_channels, self.trunk.middle_channels, POOL_CHANNELS, FUSE_CHANNELS)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, content: Tensor) -> Tensor:
         low, middle, deep = self.trunk(x)
-        features: Tensor = self.fusion(low, middle, self.pooling(deep))
+        input_size = x.shape[-2:]
+        map_size = deep.shape[-2:]
+        grid = ContentGrid(content, input_size, map_size)
+        context = self.pooling(deep, grid)
+        features: Tensor = self.fusion(low, middle, context)
         return features
 
 
@@ -258,16 +348,16 @@ ChannelSplit = tuple[int, int, int]  # channels of each task in a map, in CHANNE
 
 
 class UnifiedHead(nn.Sequential):
-    """Three convolutions in one branch; the channels of the last are all that the three tasks get.
+    """Three layers in one branch, two of them depthwise-separable; the last one's channels are all the tasks get.
 
-    A skip connection joins the head's own input to the last layer's (as in DenseNet, Huang et al. 2017): features that
-    pretraining learned for whole images then bypass the few channels that learn masks and boxes.
+    A skip connection joins the head's own input to the last layer's (as in DenseNet, Huang et al. 2017): features of
+    whole images then bypass the few channels that learn masks and boxes.
     """
 
     def __init__(self, inp: int, width: int, num_det: int, num_seg: int, num_cls: int):
         split = (FIRST_CLASS + num_det, num_seg, num_cls)
         last = nn.Conv2d(inp + width, sum(split), 1)
-        super().__init__(ConvNorm(inp, width, 3), ConvNorm(width, width, 3), last)
+        super().__init__(Separable(inp, width), Separable(width, width), last)
         self.split: ChannelSplit = split
         assert last.bias is not None
         nn.init.normal_(last.weight, std=OUTPUT_STD)
@@ -302,59 +392,41 @@ class UnifiedHead(nn.Sequential):
             last.weight[target] = last.weight[source]
             last.bias[target] = last.bias[source]
 
-    @torch.no_grad()
-    def init_from_classifier(self, classifier: nn.Linear, known: dict[int, int]) -> None:
-        """Let classification's channels start from a classifier of the head's features: {our class: its class}.
-
-        The logits of an image are the mean over its cells, so that a linear classifier of mean features fits as it is.
-        """
-        last, first_cls = self.last, self.split[0] + self.split[1]
-        assert last.bias is not None
-        for our_class, its_class in known.items():
-            target = first_cls + our_class
-            last.weight[target, :, 0, 0] = classifier.weight[its_class]
-            last.bias[target] = classifier.bias[its_class]
-
 
 class UnifiedModel(nn.Module):
-    """The whole network: (B, 3, H, W) float32 images in [0, 1], H and W multiples of 32, to Outputs."""
+    """The whole network: (B, 3, H, W) float32 images in [0, 1], H and W multiples of 32, to Outputs.
 
-    mean: Tensor  # (1, 3, 1, 1), as std
-    std: Tensor
+    content: (B, 4) XYXY in input pixels, where in each input the picture is, the rest being padding; None: everywhere.
+    """
 
-    def __init__(self, widths: str, num_det: int, num_cls: int):
+    def __init__(self, num_det: int, num_cls: int):
         super().__init__()
-        table = WIDTHS[widths]
-        self.widths = widths
         self.has_imagenet_trunk = False  # whether the trunk holds ImageNet weights; it then learns more slowly
-        self.backbone = FastSCNN(table)
-        self.head = UnifiedHead(table.fuse, table.head, num_det, len(VOC_CLASSES), num_cls)
-        # constants that move with the model to its device and are not stored with its weights
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.backbone = FastSCNN()
+        self.head = UnifiedHead(FUSE_CHANNELS, HEAD_CHANNELS, num_det, len(VOC_CLASSES), num_cls)
 
-    def forward(self, images: Tensor) -> Outputs:
-        return self.outputs(self.head_features(images))
+    def forward(self, images: Tensor, content: Tensor | None = None) -> Outputs:
+        if content is None:
+            content = whole_input(images)
+        return self.outputs(self.head_features(images, content), content)
 
-    def features(self, images: Tensor) -> Tensor:
-        """The head's input, (B, fuse, h, w), from images as forward takes them."""
+    def features(self, images: Tensor, content: Tensor) -> Tensor:
+        """The head's input, (B, FUSE_CHANNELS, h, w)."""
         height, width = images.shape[-2:]
         assert height % MAX_STRIDE == 0 and width % MAX_STRIDE == 0, "height and width must be multiples of 32"
-        features: Tensor = self.backbone((images - self.mean) / self.std)
+        features: Tensor = self.backbone((images - MEAN) / STD, content)
         return features
 
-    def head_features(self, images: Tensor) -> Tensor:
-        """The input of the head's last layer, (B, fuse + head, h, w), from images as forward takes them."""
-        return self.head.head_features(self.features(images))
+    def head_features(self, images: Tensor, content: Tensor) -> Tensor:
+        """The input of the head's last layer, (B, FUSE_CHANNELS + HEAD_CHANNELS, h, w)."""
+        return self.head.head_features(self.features(images, content))
 
-    def outputs(self, hidden: Tensor) -> Outputs:
-        """Outputs from the head's features (B, fuse + head, h, w), by the last layer."""
+    def outputs(self, hidden: Tensor, content: Tensor) -> Outputs:
+        """Outputs from the head's features (B, FUSE_CHANNELS + HEAD_CHANNELS, h, w), by the last layer."""
         grid = self.head.last(hidden).float()  # losses need float32 under autocast too
         channels = split_channels(grid, self.head.split)
-        scale = STRIDE // 2 if self.training else STRIDE  # full size would cost training a quarter of its time
-        height, width = hidden.shape[-2:]
-        segmentation = resize(channels["seg"], (scale * height, scale * width))
-        return Outputs(channels["det"], segmentation, mean_over_cells(channels["cls"]))
+        classification = mean_over_content(channels["cls"], content)
+        return Outputs(channels["det"], channels["seg"], classification)
 
 
 def split_channels(grid: Tensor, split: ChannelSplit) -> dict[Task, Tensor]:
@@ -368,9 +440,18 @@ def task_channels(grid: Tensor, split: ChannelSplit, task: Task) -> Tensor:
     return split_channels(grid.float(), split)[task]
 
 
-def mean_over_cells(grid: Tensor) -> Tensor:
-    """Average over the cells, (B, C, h, w) to (B, C): cell logits become image logits, cell features image features."""
-    return grid.mean((2, 3))
+def mean_over_content(x: Tensor, content: Tensor) -> Tensor:
+    """Average over the pictures' cells, (B, C, h, w) with contents (B, 4) to (B, C).
+
+    Cell logits become image logits, cell features image features.
+    """
+    height, width = x.shape[-2:]
+    input_size = (STRIDE * height, STRIDE * width)
+    grid = ContentGrid(content, input_size, (height, width))
+    # autocast would multiply in half precision and leave a logit three digits
+    with torch.autocast(x.device.type, enabled=False):
+        mean = grid.pool(x.float(), 1)  # (B, C, 1, 1)
+    return mean.flatten(1)
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:

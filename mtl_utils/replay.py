@@ -17,7 +17,7 @@ from mtl_utils.files import UserError
 from mtl_utils.model import UnifiedModel
 from mtl_utils.settings import MAX_REPLAY_PER_TASK
 from mtl_utils.tasks import Task
-from mtl_utils.transforms import eval_transform, plain_target, to_batch
+from mtl_utils.transforms import plain_target, to_batch
 
 NO_CLASS = -1  # stands for the classes of an image without objects, so that such images are stored as well
 
@@ -189,15 +189,15 @@ def unpack(packed: Target) -> Sample:
 
 @torch.inference_mode()
 def collect_head_features(
-    model: UnifiedModel, samples: list[Sample], task: Task, size: int, device: str | torch.device
-) -> Tensor:
-    """Head features (N, fuse + head, h, w) on the CPU, of samples after the evaluation transform, `size` pixels.
+    model: UnifiedModel, samples: list[Sample], size: int, device: str | torch.device
+) -> tuple[Tensor, Tensor]:
+    """Head features (N, fuse + head, h, w) on the CPU of letterboxed samples, and the images' contents (N, 4).
 
     One image at a time, so that large sets need no more memory on the device.
     """
-    transform = eval_transform(task, size)
-    features = []
+    features, contents = [], []
     for image, _ in samples:
-        batch = to_batch([image], transform)
-        features.append(model.head_features(batch.to(device)).cpu())
-    return torch.cat(features)
+        batch, content = to_batch([image], size)
+        features.append(model.head_features(batch.to(device), content.to(device)).cpu())
+        contents.append(content)
+    return torch.cat(features), torch.cat(contents)

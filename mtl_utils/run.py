@@ -70,6 +70,7 @@ class StageResult:
     best_epoch: int | None = None  # from 1, by the lowest training loss
     minutes: float | None = None  # of training
     metrics: dict[Task, TaskMetrics] = field(default_factory=dict)  # on val, of every task learned so far
+    before: dict[Task, TaskMetrics] = field(default_factory=dict)  # the first stage's: all tasks before any training
 
     @property
     def finished(self) -> bool:
@@ -81,23 +82,29 @@ class StageResult:
         values: dict[str, Any] = {"key": self.key.as_dict(), "history": [record.as_dict() for record in self.history]}
         if self.finished:
             metrics = {task: result.as_dict() for task, result in self.metrics.items()}
-            values |= {"best_epoch": self.best_epoch, "minutes": self.minutes, "metrics": metrics}
+            before = {task: result.as_dict() for task, result in self.before.items()}
+            values |= {"best_epoch": self.best_epoch, "minutes": self.minutes, "metrics": metrics, "before": before}
         return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], key: RunKey | None = None) -> "StageResult":
         """The inverse of as_dict; `key` stands in where metrics.json holds it once for all stages."""
-        metrics = {}
-        # absent while the stage is still being trained
-        for task, result in values.get("metrics", {}).items():
-            metrics[task] = TaskMetrics.from_dict(task, result)
+        # both are absent while the stage is still being trained
+        metrics = metrics_from_dict(values.get("metrics", {}))
+        before = metrics_from_dict(values.get("before", {}))
         return cls(
             key=key or RunKey.from_dict(values["key"]),
             history=[EpochRecord.from_dict(record) for record in values["history"]],
             best_epoch=values.get("best_epoch"),
             minutes=values.get("minutes"),
             metrics=metrics,
+            before=before,
         )
+
+
+def metrics_from_dict(values: dict[Task, Any]) -> dict[Task, TaskMetrics]:
+    """The metrics of some tasks from plain types."""
+    return {task: TaskMetrics.from_dict(task, result) for task, result in values.items()}
 
 
 @dataclass
@@ -111,6 +118,13 @@ class RunMetrics:
     written: str  # date
     classes: Classes
     stages: dict[Task, StageResult]  # in the order of the stages
+
+    @property
+    def before(self) -> dict[Task, TaskMetrics]:
+        """What the network scored on val before any stage; nothing while no stage is finished."""
+        for result in self.stages.values():
+            return result.before  # the first stage's
+        return {}
 
     @property
     def stage_metrics(self) -> StageMetrics:
@@ -198,7 +212,7 @@ class Run:
     @cached_property
     def starting_weights(self) -> StartingWeights:
         """What a new model of the run starts from: found, verified and read once."""
-        return find_starting_weights(self.settings.widths)
+        return find_starting_weights()
 
     @cached_property
     def key(self) -> RunKey:
@@ -256,19 +270,15 @@ def pick_device() -> str:
 def build(settings: Settings, classes: Classes) -> UnifiedModel:
     """A new model for the classes, with random weights that the seed decides."""
     torch.manual_seed(settings.seed)  # so that runs of one seed start alike
-    return UnifiedModel(settings.widths, num_det=len(classes.det), num_cls=len(classes.cls))
+    return UnifiedModel(num_det=len(classes.det), num_cls=len(classes.cls))
 
 
 def load_model(path: Path) -> tuple[UnifiedModel, dict[str, Any]]:
     """A trained model in eval mode and the checkpoint it came from. Raises UserError when the file is none."""
     content = checkpoint.load(path)
-    # stage 0's network has no channels for the tasks
-    if checkpoint.is_stage0(content):
-        raise checkpoint.not_trained(path)
     try:
-        # the widths and the classes decide the shapes of all tensors
-        settings = Settings(widths=content["settings"]["widths"])
-        model = build(settings, Classes.from_dict(content["classes"]))
+        # the classes decide the shapes of the last layer
+        model = build(Settings(), Classes.from_dict(content["classes"]))
         load_weights(model, content["model"])
         model.has_imagenet_trunk = content["initial_weights"] != NOTHING
     except (KeyError, TypeError, RuntimeError) as error:

@@ -14,7 +14,7 @@ from torch import nn
 from mtl_utils import checkpoint, files
 from mtl_utils.evaluation import TaskMetrics, evaluate
 from mtl_utils.files import UserError
-from mtl_utils.model import UnifiedModel, count_parameters, fold_batchnorm, mean_over_cells, place_model
+from mtl_utils.model import UnifiedModel, count_parameters, fold_batchnorm, mean_over_content, place_model
 from mtl_utils.remedies.build import make_remedies
 from mtl_utils.replay import ReplayBuffer, collect_head_features
 from mtl_utils.run import Run, RunMetrics, StageResult, build, load_model, read_metrics
@@ -88,7 +88,7 @@ def make_trainer(run: Run, task: Task) -> Trainer:
     """A trainer at the beginning of a stage, or where the stage was stopped."""
     model, buffer = initial_state(run, task)
     # before any training: the remedies copy the model as it is now, for a teacher or an anchor
-    remedies = make_remedies(run.settings, model, task, buffer, run.starting_weights)
+    remedies = make_remedies(run.settings, model, task, buffer)
     trainer = Trainer(model, run.data(task, "train"), buffer, run.settings, run.device, remedies)
     state = run.path(task, ".state.pt")
     if run.result(task) is not None and state.exists():
@@ -105,7 +105,7 @@ def initial_state(run: Run, task: Task) -> tuple[UnifiedModel, ReplayBuffer]:
     if before:
         return previous_state(run, before[-1], task)
     model = build(run.settings, run.classes)  # random weights, of which the starting weights replace what they cover
-    load_starting_weights(model, run.starting_weights, run.classes.cls)
+    load_starting_weights(model, run.starting_weights)
     buffer = ReplayBuffer(run.settings.buffer_size)
     for other in run.settings.earlier(task):  # joint training: all tasks' images are there from the beginning
         generator = torch.Generator().manual_seed(run.settings.seed)
@@ -148,10 +148,17 @@ def save_epoch(run: Run, trainer: Trainer) -> None:
 
 def evaluate_tasks(run: Run, model: nn.Module, task: Task) -> dict[Task, TaskMetrics]:
     """Metrics of a model on val for the task of a stage and all before it."""
-    metrics = {}
-    for learned in (*run.settings.earlier(task), task):
-        metrics[learned] = evaluate(model, run.data(learned, "val"), run.settings.eval_size[learned])
-    return metrics
+    datasets = [run.data(learned, "val") for learned in (*run.settings.earlier(task), task)]
+    return evaluate(model, datasets, run.settings.eval_size)
+
+
+def metrics_before(run: Run, task: Task) -> dict[Task, TaskMetrics]:
+    """What the network scores in all tasks before any stage, by its starting weights alone; of the first stage only."""
+    if predecessors(run.settings, task):
+        return {}
+    model, _ = initial_state(run, task)
+    datasets = [run.data(each, "val") for each in run.settings.tasks]
+    return evaluate(place_model(model, run.device), datasets, run.settings.eval_size)
 
 
 def values_of(metrics: dict[Task, TaskMetrics]) -> dict[Task, float]:
@@ -176,6 +183,7 @@ def finish_stage(run: Run, trainer: Trainer) -> StageResult:
         best_epoch=trainer.best.epoch,
         minutes=sum(record.seconds for record in trainer.history) / 60,
         metrics=metrics,  # of the best model, not of the last epoch
+        before=metrics_before(run, task),
     )
     # a stage counts as finished only when its JSON has metrics: a crash before that leaves one that is finished anew
     checkpoint.save(run.path(task, ".state.pt"), trainer.state_dict())
@@ -209,8 +217,8 @@ def store_exemplars(trainer: Trainer, model: UnifiedModel) -> None:
     features = None
     if settings.exemplar_selection == "herding":
         samples, size = trainer.dataset.samples, settings.train_size[task]
-        maps = collect_head_features(model, samples, task, size, trainer.device)  # (N, fuse + head, h, w)
-        features = mean_over_cells(maps)  # (N, fuse + head)
+        maps, contents = collect_head_features(model, samples, size, trainer.device)  # (N, fuse + head, h, w), (N, 4)
+        features = mean_over_content(maps, contents)  # (N, fuse + head)
     generator = torch.Generator().manual_seed(settings.seed)
     trainer.buffer.store(trainer.dataset, generator, settings.exemplar_selection, features)
     for remedy in trainer.remedies:

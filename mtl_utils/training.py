@@ -6,7 +6,7 @@ network or the tasks' own losses.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from mtl_utils.model import UnifiedModel, place_model
 from mtl_utils.replay import ReplayBuffer
 from mtl_utils.settings import Settings
 from mtl_utils.tasks import TASK_NAMES, TASKS, Task
-from mtl_utils.transforms import Batch, Targets, collate, strong_augmentation, to_device, weak_augmentation
+from mtl_utils.transforms import Batch, collate, strong_augmentation, to_device, weak_augmentation
 
 TaskLoss = Callable[..., Tensor]  # of (outputs, targets)
 
@@ -39,10 +39,10 @@ class Remedy:
     Replay itself is no remedy in this sense: the trainer replays, and stages.store_exemplars fills the buffer.
     """
 
-    def batch_loss(self, trainer: "Trainer", task: Task, images: Tensor, features: Tensor) -> Tensor | float:
+    def batch_loss(self, trainer: "Trainer", task: Task, batch: Batch, features: Tensor) -> Tensor | float:
         """The loss () of one batch of a task, new or replayed, after its forward; 0 for nothing.
 
-        images: (B, 3, H, W) in [0, 1]; features: (B, fuse + head, h, w), what the head's last layer reads.
+        features: (B, fuse + head, h, w), what the head's last layer reads.
         """
         return 0.0
 
@@ -134,7 +134,7 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(seed)  # order of images, replay
 
         self.steps = max(1, len(dataset) // settings.batch_size[self.task])  # in an epoch
-        freeze_layers(self.model, settings, self.task)
+        freeze_layers(self.model, settings)
         trunk_lr, lr = learning_rates(self.model, settings, self.task)
         groups = parameter_groups(self.model, trunk_lr, lr)
         # fused: all weights of a group in one kernel
@@ -199,8 +199,8 @@ class Trainer:
         values: dict[str, float] = {}
         self.optimizer.zero_grad()
         # gradients add up over the batches, so that only one batch's activations are in memory at a time
-        for task, (images, targets) in batches.items():
-            terms = self.batch_terms(task, images, targets)
+        for task, batch in batches.items():
+            terms = self.batch_terms(task, batch)
             self.backward(terms, values)
         self.backward(self.step_terms(), values)
 
@@ -213,24 +213,23 @@ class Trainer:
         self.ema.update_parameters(self.model)
         return values
 
-    def batch_terms(self, task: Task, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+    def batch_terms(self, task: Task, batch: Batch) -> dict[str, Tensor]:
         """The loss terms of one task's batch, new or replayed.
 
         `replay_weight` weighs what an earlier task's labels teach; a remedy has a weight of its own.
         """
-        images = images.to(self.device)
+        batch = to_device(batch, self.device)
         with mixed_precision(self.device):
-            features = self.model.head_features(images)  # (B, fuse + head, h, w)
-            outputs = self.model.outputs(features)
-        targets = to_device(targets, self.device)
+            features = self.model.head_features(batch.images, batch.content)  # (B, fuse + head, h, w)
+            outputs = self.model.outputs(features, batch.content)
 
         weight = 1.0 if task == self.task else self.settings.replay_weight
-        terms = {task: weight * self.losses[task](outputs, targets)}
+        terms = {task: weight * self.losses[task](outputs, batch.targets)}
         if task == "seg" and self.task != "seg" and self.settings.boxes_from_masks:
             # a stored mask's target also holds boxes around its objects: the same forward teaches both tasks
-            terms[BOXES_FROM_MASKS] = weight * self.losses["det"](outputs, targets)
+            terms[BOXES_FROM_MASKS] = weight * self.losses["det"](outputs, batch.targets)
         with mixed_precision(self.device):
-            extra = sum((r.batch_loss(self, task, images, features) for r in self.remedies), start=0.0)
+            extra = sum((r.batch_loss(self, task, batch, features) for r in self.remedies), start=0.0)
         if isinstance(extra, Tensor):
             terms[REMEDIES] = extra
         return terms
@@ -267,8 +266,8 @@ class Trainer:
 
     def transform(self, task: Task) -> nn.Module:
         """Strong augmentation, and the weak one in the last epochs."""
-        augmentation = weak_augmentation if self.weak_now else strong_augmentation
-        return augmentation(task, self.settings.train_size[task])
+        size = self.settings.train_size[task]
+        return weak_augmentation(size) if self.weak_now else strong_augmentation(task, size)
 
     def loader(self) -> DataLoader[Any]:
         """The task's training images in random order; what does not fill the last batch is left out of this epoch."""
@@ -338,14 +337,9 @@ def replayed_with_logits(settings: Settings) -> int:
     return settings.replay_per_task // 2 if settings.derpp_weight else 0
 
 
-def freeze_layers(model: UnifiedModel, settings: Settings, task: Task) -> None:
-    """Freeze layers with ImageNet weights: those up to stride 4, and after the first stage the whole trunk."""
-    if not model.has_imagenet_trunk:
-        return
-    is_later_stage = bool(settings.earlier(task)) and not settings.joint
-    if settings.freeze_stem:
-        model.backbone.trunk.freeze_early()
-    if settings.freeze_trunk and is_later_stage:
+def freeze_layers(model: UnifiedModel, settings: Settings) -> None:
+    """Freeze a trunk with ImageNet weights."""
+    if settings.freeze_trunk and model.has_imagenet_trunk:
         model.backbone.trunk.requires_grad_(False)
 
 
@@ -361,17 +355,14 @@ def learning_rates(model: UnifiedModel, settings: Settings, task: Task) -> tuple
     return lr, lr
 
 
-def parameter_groups(
-    model: UnifiedModel, trunk_lr: float, lr: float, others: Iterable[nn.Module] = ()
-) -> list[dict[str, Any]]:
+def parameter_groups(model: UnifiedModel, trunk_lr: float, lr: float) -> list[dict[str, Any]]:
     """An optimiser's two groups: the trunk's parameters that learn, and those of all other layers.
 
-    others: modules beside the model that learn at `lr` too, such as stage 0's classifier; they come last. What is
-    frozen later, after the groups are made, stays in its group.
+    What is frozen later, after the groups are made, stays in its group.
     """
     # a frozen layer never has a gradient, so an optimiser has no use for it
     trunk = [parameter for parameter in model.backbone.trunk.parameters() if parameter.requires_grad]
-    new_layers = nn.ModuleList([model.backbone.pooling, model.backbone.fusion, model.head, *others])
+    new_layers = nn.ModuleList([model.backbone.pooling, model.backbone.fusion, model.head])
     return [{"params": trunk, "lr": trunk_lr}, {"params": list(new_layers.parameters()), "lr": lr}]
 
 

@@ -1,7 +1,8 @@
 """Augmentation and evaluation transforms, for new and for replayed samples alike, and the making of batches.
 
 A transform takes and returns a sample, (image, target) as in data.py. Image, mask and boxes move together: the
-functions of torchvision.transforms.v2 tell them apart by their tv_tensors types.
+functions of torchvision.transforms.v2 tell them apart by their tv_tensors types. What pads an image adds its "content"
+to the target: (4,) XYXY float32, where in the padded image the picture is.
 """
 
 import math
@@ -16,18 +17,28 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from mtl_utils.data import Sample, Target
-from mtl_utils.model import IMAGENET_MEAN, resize
+from mtl_utils.model import MEAN, tent_weights
 from mtl_utils.tasks import IGNORE, Task
 
-# the colour of padding, (124, 116, 104): the model's normalisation makes it 0
-GREY = tuple(round(255 * channel) for channel in IMAGENET_MEAN)
-SCALES = {"seg": (0.5, 2.0), "det": (0.6, 1.6)}  # scale jitter against the size that makes the image just fit
+GREY = round(255 * MEAN)  # of padding, in all channels: the model's normalisation makes it 0
+# scale jitter against the size that makes the image just fit
+SCALES = {
+    "seg": (0.5, 2.0),
+    "det": (0.5, 1.6),
+    "cls": (0.6, 2.0),
+}
 MIN_BOX = 4  # pixels: a box that the crop leaves smaller is no longer recognisable
 JITTER = 0.4  # brightness, contrast and saturation change by a factor between 1 - JITTER and 1 + JITTER
-CROP_AREA = (0.35, 1.0)  # fraction of the image that a crop for classification shows
 
 Targets = list[Target] | Tensor  # of a batch: a target for each image (seg, det), or labels (B,) int64 (cls)
-Batch = tuple[Tensor, Targets]  # images (B, 3, size, size) float32 in [0, 1], channels last, and their targets
+
+
+class Batch(NamedTuple):
+    """What one forward in training takes, and what it is compared with."""
+
+    images: Tensor  # (B, 3, size, size) float32 in [0, 1], channels last
+    content: Tensor  # (B, 4) float32: where in each input the picture is, XYXY in pixels
+    targets: Targets
 
 
 class RandomWindow(nn.Module):
@@ -129,10 +140,12 @@ class Letterbox(nn.Module):
         return pad_sample(image, target, [0, 0, right, below])
 
     def undo_mask(self, logits: Tensor, shape: Sequence[int]) -> Tensor:
-        """Logits (C, size, size) of the square to logits (C, *shape): padding cut off, the rest resized."""
+        """Logits (C, h, w) of the square's cells to logits (C, *shape) of the image's pixels, bilinearly."""
         height, width = self.content(shape)
-        without_padding = logits[:, :height, :width]
-        return resize(without_padding[None], shape)[0]
+        _, cell_rows, cell_columns = logits.shape
+        rows = pixels_from_cells(shape[0], height / self.size, cell_rows)  # (H, h)
+        columns = pixels_from_cells(shape[1], width / self.size, cell_columns)  # (W, w)
+        return rows.to(logits) @ logits @ columns.to(logits).mT
 
     def undo_boxes(self, boxes: Tensor, shape: Sequence[int]) -> Tensor:
         """Boxes (N, 4) XYXY in pixels of the square to boxes in the image's own pixels, cut off at its sides."""
@@ -140,6 +153,14 @@ class Letterbox(nn.Module):
         factor = max(height, width) / self.size  # exact, whatever `content` rounds
         inside: Tensor = clip_boxes_to_image(boxes * factor, (height, width))
         return inside
+
+
+def pixels_from_cells(pixels: int, share: float, cells: int) -> Tensor:
+    """(pixels, cells): bilinear interpolation along an axis of which an image fills the first `share` of all cells."""
+    pixel = torch.arange(pixels)
+    centre = pixel.view(-1, 1) + 0.5  # (pixels, 1)
+    position = centre / pixels * share  # as a part of the axis
+    return tent_weights(position * cells, cells)
 
 
 def resize_sample(image: tv_tensors.Image, target: Target, height: int, width: int) -> Sample:
@@ -154,8 +175,14 @@ def pad_sample(image: tv_tensors.Image, target: Target, pad: list[int]) -> Sampl
 
     IGNORE keeps padding out of the segmentation loss and of the class weights.
     """
-    padded = TF.pad(image, pad, fill=list(GREY))
-    return padded, move_target(TF.pad, target, pad, fill=IGNORE)
+    left, above, _, _ = pad
+    height, width = image.shape[-2:]
+    right = left + width
+    below = above + height
+    content = torch.tensor([left, above, right, below], dtype=torch.float32)  # where the image comes to lie
+    padded = TF.pad(image, pad, fill=GREY)
+    target = move_target(TF.pad, target, pad, fill=IGNORE)
+    return padded, target | {"content": content}
 
 
 def move_target(function: Callable[..., Tensor], target: Target, *args: object, **kwargs: object) -> Target:
@@ -175,59 +202,50 @@ def compose(*steps: nn.Module) -> nn.Module:
 
 
 def strong_augmentation(task: Task, size: int) -> nn.Module:
-    """The training transform: flips, colour, and a random crop (cls) or scale jitter and a random window (seg, det)."""
+    """The training transform: flips, scale jitter and a random window, colour."""
     flip = v2.RandomHorizontalFlip()
-    colour = v2.ColorJitter(brightness=JITTER, contrast=JITTER, saturation=JITTER)
-    if task == "cls":  # a part of an object still shows its class, so that crops may cut it
-        crop = v2.RandomResizedCrop(size, scale=CROP_AREA)
-        return compose(crop, flip, colour)
     window = RandomWindow(size, SCALES[task])
     # colour comes after the window, which leaves it fewer pixels to change; so the grey of the padding changes too
-    return compose(window, flip, colour, DropSmallBoxes())
+    colour = v2.ColorJitter(brightness=JITTER, contrast=JITTER, saturation=JITTER)
+    return compose(flip, window, colour, DropSmallBoxes())
 
 
-def eval_transform(task: Task, size: int) -> nn.Module:
-    """The evaluation transform, without randomness: whole image letterboxed (seg, det) or centre crop (cls)."""
-    if task == "cls":
-        shorter_side = v2.Resize(size)
-        return compose(shorter_side, v2.CenterCrop(size))
-    return Letterbox(size)
-
-
-def weak_augmentation(task: Task, size: int) -> nn.Module:
+def weak_augmentation(size: int) -> nn.Module:
     """The transform of the last epochs: the evaluation's, and flips."""
     flip = v2.RandomHorizontalFlip()
-    return compose(flip, eval_transform(task, size))
+    return compose(flip, Letterbox(size))
 
 
-def to_batch(images: Sequence[Tensor], transform: nn.Module) -> Tensor:
-    """Transform images (each (3, H, W) uint8) that have no target: (B, 3, size, size) as in `Batch`."""
-    transformed = []
-    for image in images:
-        moved, _ = transform(image, {})  # an empty target: nothing has to move with the image
-        transformed.append(moved)
-    return stack_images(transformed)
+def to_batch(images: Sequence[Tensor], size: int) -> tuple[Tensor, Tensor]:
+    """Letterbox images (each (3, H, W) uint8) that have no target: images and content as in `Batch`."""
+    letterbox = Letterbox(size)
+    padded = [letterbox(image, {}) for image in images]  # an empty target: nothing has to move with the image
+    return stack_images(padded), stack_content(padded)
 
 
 def collate(samples: Sequence[Sample], transform: nn.Module, task: Task) -> Batch:
     """Transform samples and make a batch, in which no tensor is a tv_tensor any more."""
-    images, targets = [], []
-    for sample in samples:
-        image, target = transform(*sample)
-        images.append(image)
-        targets.append(plain_target(target))
-    batch = stack_images(images)
+    moved = [transform(*sample) for sample in samples]
+    images = stack_images(moved)
+    content = stack_content(moved)
     if task == "cls":
-        labels = [target["label"] for target in targets]
-        return batch, torch.stack(labels)
-    return batch, targets  # a list, since images have different numbers of boxes
+        labels = [target["label"] for _, target in moved]
+        return Batch(images, content, torch.stack(labels))
+    targets = [plain_target(target) for _, target in moved]
+    return Batch(images, content, targets)  # a list, since images have different numbers of boxes
 
 
-def stack_images(images: Sequence[Tensor]) -> Tensor:
-    """Images of one size, each (3, H, W) uint8, as a tensor (B, 3, H, W) float32 in [0, 1], channels last."""
-    plain = [image.as_subclass(Tensor) for image in images]
-    batch = torch.stack(plain).float() / 255  # the model itself subtracts ImageNet's mean colour
+def stack_images(samples: Sequence[Sample]) -> Tensor:
+    """The images of samples, each (3, H, W) uint8 of one size, as a tensor (B, 3, H, W) float32 in [0, 1]."""
+    plain = [image.as_subclass(Tensor) for image, _ in samples]
+    batch = torch.stack(plain).float() / 255  # the model itself subtracts the mean colour
     return batch.contiguous(memory_format=torch.channels_last)  # as the model's weights (see model.place_model)
+
+
+def stack_content(samples: Sequence[Sample]) -> Tensor:
+    """The contents (B, 4) of padded samples."""
+    contents = [target["content"] for _, target in samples]
+    return torch.stack(contents)
 
 
 def plain_target(target: Target) -> Target:
@@ -235,11 +253,15 @@ def plain_target(target: Target) -> Target:
     return {name: value.as_subclass(Tensor) for name, value in target.items()}
 
 
-def to_device(targets: Targets, device: str | torch.device) -> Targets:
-    """Targets of any task on a device."""
-    if isinstance(targets, Tensor):
-        return targets.to(device)
-    return [target_to_device(target, device) for target in targets]
+def to_device(batch: Batch, device: str | torch.device) -> Batch:
+    """A batch of any task on a device."""
+    if isinstance(batch.targets, Tensor):
+        targets: Targets = batch.targets.to(device)
+    else:
+        targets = [target_to_device(target, device) for target in batch.targets]
+    images = batch.images.to(device)
+    content = batch.content.to(device)
+    return Batch(images, content, targets)
 
 
 def target_to_device(target: Target, device: str | torch.device) -> Target:

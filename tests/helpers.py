@@ -5,20 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from mtl_utils.data import MiniSet
 from mtl_utils.evaluation import StageMetrics, TaskMetrics
 from mtl_utils.model import Outputs
 from mtl_utils.settings import PROFILES
-from mtl_utils.tasks import FOLDERS, TASKS, Classes
+from mtl_utils.tasks import FOLDERS, TASKS, VOC_CLASSES, Classes
 
 CLASSES = Classes(det=("cat", "dog", "tv"), det_ids=(7, 42, 90), cls=("n1", "n2", "n3"))
 SETTINGS = replace(  # of a run that takes seconds
     PROFILES["smoke"],
-    widths="paper",
     train_size=dict(seg=64, det=64, cls=32),
+    eval_size=64,
     epochs=dict(seg=3, det=2, cls=2),
     batch_size=dict(seg=2, det=2, cls=2),
     buffer_size=4,
@@ -80,6 +80,26 @@ def det_set(root: Path, targets: list[dict], size: tuple[int, int] = (96, 96)) -
 def outputs(detection=None, segmentation=None, classification=None) -> Outputs:
     """Model outputs of which a test needs only some."""
     return Outputs(detection, segmentation, classification)
+
+
+class Fixed(nn.Module):
+    """A model whose outputs for a batch are given, whatever it is shown; what is not given is 0."""
+
+    def __init__(self, detection=None, segmentation=None, classification=None, classes: Classes = CLASSES):
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(()))
+        self.given = Outputs(detection, segmentation, classification)
+        self.classes = classes
+
+    def forward(self, images, content):
+        batch, _, height, width = images.shape
+        zeros = Outputs(
+            torch.zeros(batch, 5 + len(self.classes.det), height // 8, width // 8),
+            torch.zeros(batch, len(VOC_CLASSES), height // 8, width // 8),
+            torch.zeros(batch, len(self.classes.cls)),
+        )
+        pairs = zip(self.given, zeros, strict=True)
+        return Outputs(*(zero if given is None else given for given, zero in pairs))
 
 
 def random_boxes(count: int, size: float, least: float = 4.0) -> Tensor:

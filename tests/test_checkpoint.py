@@ -198,12 +198,11 @@ def test_another_version_is_a_user_error(path, content):
     assert_one_sentence_about(error, path)
 
 
-@pytest.mark.parametrize("version", [1, checkpoint.FORMAT])
-def test_stage_0_in_the_place_of_a_trained_model_is_named_as_such(path, version):
-    """Its file is current whatever its format: training it again is no remedy."""
+def test_files_of_the_former_network_are_another_version(path):
+    """Format 2 held MobileNetV2's trunk, and stage 0's weights with a classifier of their own."""
     path.parent.mkdir()
-    torch.save({"format": version, "model": {}, "classifier": {}, "classes": [], "widths": "paper"}, path)
-    with pytest.raises(UserError, match="holds starting weights and no trained model") as error:
+    torch.save({"format": 2, "model": {}, "classifier": {}, "classes": [], "settings": {"widths": "mobilenetv2"}}, path)
+    with pytest.raises(UserError, match="has checkpoint format 2, this version reads 3: train it again") as error:
         load_model(path)
     assert_one_sentence_about(error, path)
 

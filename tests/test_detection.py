@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import det_set, objects, outputs, plain_tensors, random_boxes
+from helpers import Fixed, det_set, objects, plain_tensors, random_boxes
 from torchvision.ops import box_iou
 
 from mtl_utils import detection
@@ -25,8 +25,8 @@ from mtl_utils.detection import (
     encode_boxes,
     mask_objects,
 )
-from mtl_utils.evaluation import detection_metrics, read_detections
-from mtl_utils.model import UnifiedModel
+from mtl_utils.evaluation import detection_metrics, predict
+from mtl_utils.model import UnifiedModel, whole_input
 from mtl_utils.tasks import IGNORE, VOC_CLASSES, shared_classes
 
 CERTAIN = 20.0  # a logit whose sigmoid is 1
@@ -97,22 +97,37 @@ def test_wild_predictions_stay_finite():
 # ---------------------------------------------------------------- which cell learns which object
 
 
+def brute_force_owners(boxes: list, centres: list) -> tuple[list[int], bool]:
+    """Which object each cell learns, and whether any object would have had no cell."""
+    every = range(len(centres))
+    gaps, wanted = [], []  # for each object its distance from all cells; its nine nearest cells and the central ones
+    for x1, y1, x2, y2 in boxes:
+        middle_x, middle_y = (x1 + x2) / 2, (y1 + y2) / 2
+        gap = [(middle_x - x) ** 2 + (middle_y - y) ** 2 for x, y in centres]
+        reach_x, reach_y = 0.2 * (x2 - x1), 0.2 * (y2 - y1)
+        central = [abs(middle_x - x) < reach_x and abs(middle_y - y) < reach_y for x, y in centres]
+        gaps.append(gap)
+        wanted.append({*sorted(every, key=gap.__getitem__)[:9], *(i for i in every if central[i])})
+    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
+    result = []
+    for cell in every:
+        takers = [m for m in range(len(boxes)) if cell in wanted[m]]
+        result.append(min(takers, key=areas.__getitem__, default=-1))
+    hidden = [m for m in range(len(boxes)) if m not in result]
+    for m in hidden:
+        given = [cell for cell in every if result[cell] == -1 or result.count(result[cell]) > 1]
+        result[min(given, key=gaps[m].__getitem__)] = m
+    return result, bool(hidden)
+
+
 def test_assign_agrees_with_brute_force():
+    cases = []
     for _ in range(20):
-        boxes, centres = random_boxes(6, 96), cell_centres(12, 12)
-        expected = [-1] * 144
-        wanted = []  # for each object its nine nearest cells and the central ones
-        for x1, y1, x2, y2 in boxes.tolist():
-            gaps = [((x1 + x2) / 2 - x) ** 2 + ((y1 + y2) / 2 - y) ** 2 for x, y in centres.tolist()]
-            near = sorted(range(144), key=gaps.__getitem__)[:9]
-            reach = 0.2 * (x2 - x1), 0.2 * (y2 - y1)
-            far = [abs((x1 + x2) / 2 - x) < reach[0] and abs((y1 + y2) / 2 - y) < reach[1] for x, y in centres.tolist()]
-            wanted.append({*near, *(i for i in range(144) if far[i])})
-        areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes.tolist()]
-        for cell in range(144):
-            takers = [m for m in range(6) if cell in wanted[m]]
-            expected[cell] = min(takers, key=areas.__getitem__, default=-1)
+        boxes = random_boxes(6, 96)
+        expected, any_hidden = brute_force_owners(boxes.tolist(), cell_centres(12, 12).tolist())
         assert owners(boxes) == expected
+        cases.append(any_hidden)
+    assert set(cases) == {True, False}, "with and without an object that others hide"
 
 
 def test_a_lone_object_gets_the_nine_cells_around_its_centre():
@@ -136,6 +151,46 @@ def test_a_cell_that_two_objects_want_goes_to_the_smaller():
         result = owners(torch.tensor(boxes))
         assert result.count(smaller) == 9
         assert 1 <= result.count(1 - smaller) <= 8
+
+
+def test_an_object_that_a_smaller_one_covers_gets_the_cell_of_its_middle():
+    """Both ask for the nine cells around (52, 52): the smaller has them all, and gives up one of nine."""
+    large, small = [40.0, 40.0, 64.0, 64.0], [46.0, 46.0, 58.0, 58.0]
+    for boxes, smaller in (([large, small], 1), ([small, large], 0)):
+        result = owners(torch.tensor(boxes))
+        assert [i for i, owner in enumerate(result) if owner == 1 - smaller] == [12 * 6 + 6]
+        assert result.count(smaller) == 8
+
+
+def test_the_only_cell_of_an_object_is_not_taken_from_it():
+    """Three objects around one centre: the smallest had all nine cells, and the others get one of them each."""
+    boxes = [[40.0, 40, 64, 64], [42, 42, 62, 62], [46, 46, 58, 58]]
+    result = owners(torch.tensor(boxes))
+    assert result[12 * 6 + 6] == 0, "the centre"
+    beside = [12 * 5 + 6, 12 * 6 + 5, 12 * 6 + 7, 12 * 7 + 6]
+    assert result.index(1) in beside and [result.count(m) for m in range(3)] == [1, 1, 7]
+
+
+def test_a_cell_that_nobody_has_is_as_good_as_a_spare_one():
+    """The first object has no cell, and the one nearest to it is free."""
+    owner = torch.tensor([1, 1, -1, 2])
+    distance = torch.tensor([[3.0, 2.0, 1.0, 0.0], [0.0] * 4, [0.0] * 4])
+    detection.give_every_object_a_cell(owner, distance)
+    assert owner.tolist() == [1, 1, 0, 2], "the last one is nearer, and all that its object has"
+
+
+@pytest.mark.parametrize("count", [2, 15, 60, 144])
+def test_however_many_objects_overlap_each_keeps_a_cell(count):
+    """All of nearly the same place; 144 are as many as cells."""
+    boxes = torch.tensor([[30.0, 30.0, 60.0, 60.0]]) + 4 * torch.randn(count, 4)
+    cells, found = assign_targets(boxes, cell_centres(12, 12))
+    assert found.unique().tolist() == list(range(count))
+    assert len(cells.unique()) == len(cells), "no cell learns two objects"
+
+
+def test_where_there_are_more_objects_than_cells_every_cell_has_one_of_its_own():
+    boxes = torch.tensor([[2.0, 2.0, 14.0, 14.0]]).repeat(6, 1) + torch.randn(6, 4)
+    assert len(set(owners(boxes, 2, 2)) - {-1}) == 4
 
 
 def test_a_large_object_gets_the_cells_of_its_middle():
@@ -235,8 +290,8 @@ def test_ground_truth_encoded_and_decoded_scores_one(tmp_path):
     ]
     dataset = det_set(tmp_path, targets)
     raw = torch.stack([encode(plain_tensors(t), 3, 12, 12) for t in targets])
-    detections = read_detections(outputs(detection=raw), [image for image, _ in dataset.samples], 96)
-    metrics = detection_metrics(dataset, detections)
+    predictions = predict(Fixed(raw), [image for image, _ in dataset.samples], 96)
+    metrics = detection_metrics(dataset, [prediction.detections for prediction in predictions])
     assert metrics.value == pytest.approx(1.0)
     assert metrics.mean_ap == pytest.approx(1.0)
     assert metrics.per_class == pytest.approx({"cat": 1.0, "dog": 1.0, "tv": 1.0})
@@ -312,11 +367,11 @@ def test_shared_classes_have_the_same_names_but_for_two():
 
 
 def test_detections_shared_classes_start_as_copies_of_segmentations():
-    model = UnifiedModel("paper", len(SHARED_DET), 3).eval()
+    model, images = UnifiedModel(len(SHARED_DET), 3).eval(), torch.rand(1, 3, 64, 64)
     torch.nn.init.normal_(model.head[2].bias)
     before = model.head[2].weight.clone()
     model.head.copy_segmentation_classes(shared_classes(SHARED_DET))
-    grid = model.head(model.features(torch.rand(1, 3, 64, 64)))[0]
+    grid = model.head(model.features(images, whole_input(images)))[0]
     segmentation = grid[5 + len(SHARED_DET) :]
     for ours, theirs in shared_classes(SHARED_DET).items():
         assert torch.allclose(grid[5 + ours], segmentation[theirs], atol=1e-5)

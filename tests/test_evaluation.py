@@ -1,9 +1,10 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSES, ListSet, det_set, objects, outputs, photo, plain_tensors, random_boxes
+from helpers import CLASSES, Fixed, ListSet, change_json, det_set, objects, photo, plain_tensors, random_boxes
 from torch import nn
 from torchvision import tv_tensors
 
@@ -20,14 +21,13 @@ from mtl_utils.evaluation import (
     detection_metrics,
     evaluate,
     mask_score,
-    predict_set,
-    read_detections,
-    read_masks,
+    predict,
+    predict_sets,
     segmentation_metrics,
 )
 from mtl_utils.model import Outputs, UnifiedModel
-from mtl_utils.tasks import IGNORE, TASKS, VOC_CLASSES
-from mtl_utils.transforms import collate, eval_transform
+from mtl_utils.tasks import FOLDERS, IGNORE, TASKS, VOC_CLASSES
+from mtl_utils.transforms import Letterbox, collate, to_batch
 
 TRUTH = torch.tensor([[0, 0, 1], [1, 255, 2]], dtype=torch.uint8)
 GUESS = torch.tensor([[0, 1, 1], [1, 0, 0]], dtype=torch.uint8)
@@ -261,41 +261,61 @@ SHAPES = [(32, 48), (48, 32), (48, 48), (64, 96), (96, 64)]  # at 96 pixels: a s
 
 
 @pytest.mark.parametrize(("height", "width"), SHAPES)
-def test_read_masks_undoes_the_letterbox(height, width):
+def test_masks_undo_the_letterbox(height, width):
     own = torch.zeros(height, width, dtype=torch.uint8)
     own[: height // 2, 4:], own[20:, :10] = 5, 11
     sample = (photo(height, width), {"mask": tv_tensors.Mask(own)})
-    _, targets = collate([sample], eval_transform("seg", 96), "seg")
-    masks = targets[0]["mask"].long()[None]
+    masks = collate([sample], Letterbox(96), "seg").targets[0]["mask"].long()[None]
     masks[masks == IGNORE] = 20  # if any padding came back, it would show as this class
-    logits = nn.functional.one_hot(masks, 21).permute(0, 3, 1, 2).float()
-    found = read_masks(outputs(segmentation=logits), [sample[0]], 96)[0]
+    logits = nn.functional.one_hot(masks, 21).permute(0, 3, 1, 2).float()  # as many cells as pixels
+    found = predict(Fixed(segmentation=logits), [sample[0]], 96)[0].mask
     assert found.dtype == torch.uint8
     assert torch.equal(found, own)
 
 
 @pytest.mark.parametrize(("height", "width"), SHAPES)
-def test_read_detections_undoes_the_letterbox(height, width):
+def test_detections_undo_the_letterbox(height, width):
     sample = photo(height, width), objects([[2, 4, 20, 30], [22, 6, 30, 12]], [1, 0], size=(height, width))
-    _, targets = collate([sample], eval_transform("det", 96), "det")
-    found = read_detections(outputs(detection=encode(targets[0], 3, 12, 12)[None]), [sample[0]], 96)[0]
+    target = collate([sample], Letterbox(96), "det").targets[0]
+    found = predict(Fixed(encode(target, 3, 12, 12)[None]), [sample[0]], 96)[0].detections
     rows = sorted(zip(found["labels"][:2].tolist(), found["boxes"][:2].tolist(), strict=True))
     assert rows == [(0, pytest.approx([22, 6, 30, 12], abs=1e-3)), (1, pytest.approx([2, 4, 20, 30], abs=1e-3))]
 
 
-def test_read_detections_stay_inside_the_image():
+def test_detections_stay_inside_the_image():
     raw = 2 * torch.randn(2, 5 + 3, 12, 12)
     images = [photo(40, 90), photo(90, 40)]
-    for found, image in zip(read_detections(outputs(detection=raw), images, 96), images, strict=True):
-        height, width = image.shape[-2:]
+    for prediction, image in zip(predict(Fixed(raw), images, 96), images, strict=True):
+        found, (height, width) = prediction.detections, image.shape[-2:]
         assert found["boxes"].min() == 0
         assert found["boxes"][:, 2].max() == width and found["boxes"][:, 3].max() == height
 
 
 def test_odd_sizes_come_back_in_their_own_size():
     images = [photo(37, 91), photo(91, 37), photo(1, 90)]
-    masks = read_masks(outputs(segmentation=torch.rand(3, 21, 64, 64)), images, 64)
-    assert [m.shape for m in masks] == [i.shape[-2:] for i in images]
+    predictions = predict(Fixed(segmentation=torch.rand(3, 21, 8, 8)), images, 64)
+    assert [prediction.mask.shape for prediction in predictions] == [image.shape[-2:] for image in images]
+
+
+def test_probabilities_are_the_softmax_of_the_classes_logits():
+    logits = torch.randn(2, 3)
+    first, second = predict(Fixed(classification=logits), [photo(40, 50), photo(50, 40)], 64)
+    assert torch.allclose(first.probabilities, logits[0].softmax(0))
+    assert torch.allclose(second.probabilities, logits[1].softmax(0))
+    assert second.of("cls") is second.probabilities
+    assert second.of("seg") is second.mask and second.of("det") is second.detections
+
+
+def test_the_model_is_told_where_in_its_input_the_picture_is():
+    asked = []
+    model = Fixed()
+    model.register_forward_hook(lambda _, inputs, __: asked.append(inputs))
+    images = [photo(32, 64), photo(64, 48)]
+    predict(model, images, 64)
+    ((batch, content),) = asked
+    assert content.tolist() == [[0, 0, 64, 32], [0, 0, 48, 64]]
+    assert torch.equal(batch, to_batch(images, 64)[0])
+    assert (batch[0, :, 32:] == 127 / 255).all(), "the grey padding"
 
 
 # ---------------------------------------------------------------- the whole way
@@ -309,10 +329,10 @@ class Trivial(nn.Module):
         self.nothing = nn.Parameter(torch.zeros(()))
         self.num_det, self.num_cls, self.favourite = num_det, num_cls, favourite
 
-    def forward(self, images):
+    def forward(self, images, content):
         batch, _, height, width = images.shape
         detection = torch.full((batch, 5 + self.num_det, height // 8, width // 8), -10.0)
-        segmentation = torch.zeros(batch, 21, height, width)
+        segmentation = torch.zeros(batch, 21, height // 8, width // 8)
         segmentation[:, 0] = 1
         classification = torch.zeros(batch, self.num_cls)
         classification[:, self.favourite] = 1
@@ -322,7 +342,7 @@ class Trivial(nn.Module):
 @pytest.mark.parametrize("task", TASKS)
 def test_a_trivial_model_scores_the_floor(tiny_root, task):
     dataset = MiniSet(task, tiny_root, "val", find_classes(tiny_root))
-    metrics = evaluate(Trivial(10, 10, favourite=3), dataset, 64)
+    metrics = evaluate(Trivial(10, 10, favourite=3), [dataset], 64)[task]
     assert metrics.value == pytest.approx(metrics.floor)
     assert metrics.images == len(dataset)
     assert (metrics.floor > 0) == (task != "det")
@@ -330,47 +350,161 @@ def test_a_trivial_model_scores_the_floor(tiny_root, task):
     assert TaskMetrics.from_dict(task, stored) == metrics
 
 
-class Oracle(Trivial):
-    """A model that predicts the true masks: those of the letterboxed set, image after image."""
-
-    def __init__(self, dataset: MiniSet, size: int):
-        super().__init__(10, 10, 0)
-        _, targets = collate(dataset.samples, eval_transform("seg", size), "seg")
-        masks = torch.stack([target["mask"] for target in targets]).long()
-        self.masks = iter(torch.where(masks == IGNORE, 0, masks))
-
-    def forward(self, images):
-        masks = torch.stack([next(self.masks) for _ in images])
-        return (
-            super().forward(images)._replace(segmentation=nn.functional.one_hot(masks, 21).permute(0, 3, 1, 2).float())
-        )
-
-
 def test_a_model_that_knows_the_masks_scores_almost_one(tiny_root):
     dataset = MiniSet("seg", tiny_root, "train", find_classes(tiny_root))
-    assert evaluate(Oracle(dataset, 192), dataset, 192).value > 0.97
+    assert evaluate(Knowing([dataset], 192), [dataset], 192)["seg"].value > 0.97
 
 
 def test_two_evaluations_are_equal(tiny_root):
-    model = UnifiedModel("paper", 10, 10)
-    for task in ("seg", "det", "cls"):
-        dataset = MiniSet(task, tiny_root, "val", find_classes(tiny_root))
-        assert evaluate(model, dataset, 64) == evaluate(model, dataset, 64)
+    model, datasets = UnifiedModel(10, 10), val_sets(tiny_root)
+    assert evaluate(model, datasets, 64) == evaluate(model, datasets, 64)
 
 
 def test_evaluation_leaves_the_weights_and_statistics(tiny_root):
-    model = UnifiedModel("paper", 10, 10).train()
+    model = UnifiedModel(10, 10).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    evaluate(model, MiniSet("cls", tiny_root, "val", find_classes(tiny_root)), 64)
+    evaluate(model, val_sets(tiny_root), 64)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
 def test_predictions_do_not_depend_on_the_batch(tiny_root, monkeypatch):
-    model = UnifiedModel("paper", 10, 3).eval()
+    model = UnifiedModel(10, 3).eval()
     dataset = ListSet("cls", [(photo(40, 50), {"label": torch.tensor(0)}) for _ in range(5)], CLASSES)
-    together = predict_set(model, dataset, 64)
+    together = torch.stack(predict_sets(model, [dataset], 64)["cls"])
     monkeypatch.setattr("mtl_utils.evaluation.EVAL_BATCH", 2)
-    assert torch.allclose(torch.stack(together), torch.stack(predict_set(model, dataset, 64)), atol=1e-5)
+    assert torch.allclose(together, torch.stack(predict_sets(model, [dataset], 64)["cls"]), atol=1e-5)
+
+
+# ---------------------------------------------------------------- one forward a photograph
+
+
+class Knowing(nn.Module):
+    """A model that recognises letterboxed photographs and knows all labels of theirs; `shown` counts the images."""
+
+    def __init__(self, datasets: list[MiniSet], size: int):
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(()))
+        self.shown = 0
+        self.cells = size // 8
+        self.known = {}  # the labels of a photograph by task
+        for dataset in datasets:
+            batch = collate(dataset.samples, Letterbox(size), dataset.task)
+            for image, target in zip(batch.images, batch.targets, strict=True):
+                self.known.setdefault(image.numpy().tobytes(), {})[dataset.task] = target
+
+    def forward(self, images, content):
+        self.shown += len(images)
+        rows = [self.answer(image) for image in images]
+        return Outputs(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+    def answer(self, image):
+        """The outputs that decode to the labels of one photograph."""
+        labels, size = self.known[image.numpy().tobytes()], image.shape[-1]
+        nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+        mask = labels["seg"]["mask"].long() if "seg" in labels else torch.zeros(size, size, dtype=torch.int64)
+        segmentation = nn.functional.one_hot(mask.where(mask != IGNORE, 0), 21).permute(2, 0, 1).float()
+        classification = nn.functional.one_hot(labels.get("cls", torch.tensor(0)), 10).float()
+        return encode(labels.get("det", nothing), 10, self.cells, self.cells), segmentation, classification
+
+
+@pytest.fixture
+def shared_root(tiny_root, tmp_path):
+    """A root in which the same four val photographs carry masks, boxes and classes, in each set in another order."""
+    root = shutil.copytree(tiny_root, tmp_path / "shared")
+    photographs = sorted((root / FOLDERS["seg"] / "val").glob("*.jpg"))
+    folders = sorted((root / FOLDERS["cls"] / "val").iterdir())
+    for folder in folders:
+        shutil.rmtree(folder)
+    classes = [folders[number] for number in (7, 2, 9, 4)]
+    for number, (path, folder) in enumerate(zip(photographs, classes, strict=True)):
+        folder.mkdir()
+        shutil.copy(path, folder / "same.JPEG")
+        shutil.copy(path, root / FOLDERS["det"] / "val" / f"{103 - number:012d}.jpg")  # from the last to the first
+
+    def annotate(contents):
+        contents["images"] = sorted(contents["images"], key=lambda image: image["id"])
+        box = {"bbox": [8, 8, 40, 36], "area": 40 * 36, "iscrowd": 0}
+        numbers = (1, 17, 18, 62)  # a category of its own for each photograph
+        contents["annotations"] = [
+            box | {"id": 1 + i, "image_id": 100 + i, "category_id": number} for i, number in enumerate(numbers)
+        ]
+
+    change_json(root, annotate, "val")
+    return root
+
+
+def val_sets(root) -> list[MiniSet]:
+    classes = find_classes(root)
+    return [MiniSet(task, root, "val", classes) for task in TASKS]
+
+
+def test_photographs_with_labels_for_all_tasks_cost_one_forward_each(shared_root):
+    datasets = val_sets(shared_root)
+    model = Knowing(datasets, 96)
+    together = evaluate(model, datasets, 96)
+    assert model.shown == 4
+    assert [metrics.forwards for metrics in together.values()] == [1, 1, 1]
+    assert [metrics.images for metrics in together.values()] == [4, 4, 4]
+    alone = {}
+    for dataset in datasets:
+        alone |= evaluate(model, [dataset], 96)
+    assert model.shown == 4 + 3 * 4
+    assert together == alone and list(together) == list(TASKS)
+    assert together["seg"].value > 0.9 and together["det"].value > 0.99 and together["cls"].value == 1
+
+
+def test_photographs_of_their_own_are_put_through_too(shared_root, tiny_root):
+    """One photograph of detection is no longer that of the other tasks."""
+    own = "mini_coco_det/val/000000000100.jpg"
+    with_other_size = tiny_root / "mini_coco_det" / "train" / "000000000101.jpg"
+    shutil.copy(with_other_size, shared_root / own)
+    datasets = val_sets(shared_root)
+    model = Knowing(datasets, 96)
+    metrics = evaluate(model, datasets, 96)
+    assert model.shown == 5 and metrics["det"].forwards == 1
+    assert metrics["seg"].value > 0.9 and metrics["det"].value > 0.99 and metrics["cls"].value == 1
+
+
+def test_sets_without_a_photograph_in_common_cost_one_forward_an_image(tiny_root):
+    datasets = val_sets(tiny_root)
+    model = Knowing(datasets, 96)
+    metrics = evaluate(model, datasets, 96)
+    assert model.shown == 4 + 4 + 10
+    assert metrics["cls"].value == 1 and metrics["cls"].forwards == 1
+
+
+def test_a_photograph_that_stands_twice_in_a_set_is_predicted_once_for_both():
+    twice, other = photo(40, 50), photo(40, 50)
+    labels = [{"label": torch.tensor(label)} for label in (0, 1, 0)]
+    dataset = ListSet("cls", list(zip((twice, other, twice), labels, strict=True)))
+    model = UnifiedModel(3, 3)
+    nn.init.normal_(model.head.last.weight)
+    shown = []
+    model.register_forward_hook(lambda _, inputs, __: shown.append(len(inputs[0])))
+    first, second, third = predict_sets(model, [dataset], 64)["cls"]
+    assert shown == [2]
+    assert torch.equal(first, third) and not torch.equal(first, second)
+
+
+def test_photographs_of_the_same_bytes_and_different_shapes_are_two():
+    pixels = torch.zeros(3, 24, 48, dtype=torch.uint8)
+    shapes = [pixels, pixels.reshape(3, 48, 24)]
+    samples = [(tv_tensors.Image(image), {"label": torch.tensor(0)}) for image in shapes]
+    assert len(evaluation.distinct_photographs([ListSet("cls", samples)])) == 2
+
+
+def test_forwards_are_counted_and_not_assumed(tiny_root, monkeypatch):
+    """A prediction that shows the network every image twice is found out."""
+
+    def predict_twice(model, images, size):
+        predict(model, images, size)
+        return predict(model, images, size)
+
+    datasets = val_sets(tiny_root)
+    monkeypatch.setattr(evaluation, "predict", predict_twice)
+    model = Trivial(10, 10, 0)
+    assert evaluate(model, datasets, 64)["seg"].forwards == 2
+    assert not model._forward_hooks, "the counter is taken off again"
 
 
 # ---------------------------------------------------------------- how good one image's prediction is

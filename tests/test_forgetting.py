@@ -79,8 +79,11 @@ def test_closing_report_says_fail_when_a_task_is_forgotten():
 
 
 def test_tables_show_floor_gain_and_verdict():
-    stages = tables.stage_table(METRICS)
+    before = {"seg": task_metrics("seg", 0.035), "cls": task_metrics("cls", 0.12)}
+    stages = tables.stage_table(METRICS, before)
+    assert list(stages.index) == ["trivial floor", "before any stage"] + [f"after stage {n}" for n in (1, 2, 3)]
     assert stages.loc["trivial floor", "mIoU"] == "0.030" and stages.loc["after stage 1", "Top-1"] == ""
+    assert stages.loc["before any stage"].tolist() == ["0.035", "", "0.120"]
     forgetting = tables.forgetting_table(METRICS)
     assert forgetting.loc["mAP@50", "drop"] == "-0.0200"
     assert forgetting.loc["mIoU", "drop, % of baseline"] == "+10.0"

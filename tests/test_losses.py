@@ -30,7 +30,13 @@ def log_softmax(row: list[float]) -> list[float]:
 
 
 def as_targets(masks: torch.Tensor) -> list[dict]:
-    return [{"mask": mask.byte()} for mask in masks]
+    """Targets of twice the size of masks (B, h, w): every second pixel is theirs, and the others do not count."""
+    targets = []
+    for mask in masks:
+        doubled = torch.randint(0, 21, (2 * mask.shape[0], 2 * mask.shape[1]), dtype=torch.uint8)
+        doubled[::2, ::2] = mask
+        targets.append({"mask": doubled})
+    return targets
 
 
 def random_segmentation() -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,10 +100,24 @@ def test_ignored_pixels_do_not_count():
     assert torch.equal(before, segmentation_loss(outputs(segmentation=logits), as_targets(masks)))
 
 
-def test_logits_of_half_the_size_are_compared_with_every_second_pixel():
-    logits, masks = torch.randn(2, 21, 3, 2), torch.randint(0, 21, (2, 6, 4))
-    half = segmentation_loss(outputs(segmentation=logits), as_targets(masks))
-    assert torch.equal(half, segmentation_loss(outputs(segmentation=logits), as_targets(masks[:, ::2, ::2])))
+def test_logits_of_cells_are_enlarged_to_half_of_the_input():
+    """8 x 8 pixels to a cell: 4 x 4 compared ones."""
+    logits, masks = torch.randn(2, 21, 3, 2), torch.randint(0, 21, (2, 24, 16))
+    enlarged = torch.nn.functional.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
+    small = segmentation_loss(outputs(segmentation=logits), [{"mask": mask} for mask in masks])
+    large = segmentation_loss(outputs(segmentation=enlarged), [{"mask": mask} for mask in masks])
+    assert enlarged.shape == (2, 21, 12, 8)
+    assert small.item() == pytest.approx(large.item(), rel=1e-5)
+
+
+def test_every_second_pixel_of_the_masks_is_compared():
+    logits, masks = torch.randn(2, 21, 6, 4), torch.randint(0, 21, (2, 12, 8))
+    before = segmentation_loss(outputs(segmentation=logits), [{"mask": mask} for mask in masks])
+    for row, column in ((0, 1), (1, 0), (1, 1)):
+        masks[:, row::2, column::2] = torch.randint(0, 21, (2, 6, 4))
+    assert torch.equal(before, segmentation_loss(outputs(segmentation=logits), [{"mask": mask} for mask in masks]))
+    masks[0, 2, 2] = (masks[0, 2, 2] + 1) % 21
+    assert not torch.equal(before, segmentation_loss(outputs(segmentation=logits), [{"mask": mask} for mask in masks]))
 
 
 def test_a_single_pixel_of_a_common_class_counts_like_any_other():
@@ -109,7 +129,7 @@ def test_a_single_pixel_of_a_common_class_counts_like_any_other():
     probability = logits[0, :, 2, 1].softmax(0)[3].item()
     expected = -math.log(probability) + (1 - probability)  # cross-entropy, and Lovász: the error itself
     for used in (None, weights):
-        loss = segmentation_loss(outputs(segmentation=logits), [{"mask": mask}], used)
+        loss = segmentation_loss(outputs(segmentation=logits), as_targets(mask[None]), used)
         assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 

@@ -9,8 +9,18 @@ from torchvision import tv_tensors
 from mtl_utils import checkpoint
 from mtl_utils.data import MiniSet, classes_of, find_classes
 from mtl_utils.files import UserError
-from mtl_utils.replay import ReplayBuffer, class_balanced, herding, pack, select_exemplars, unpack
+from mtl_utils.model import UnifiedModel
+from mtl_utils.replay import (
+    ReplayBuffer,
+    class_balanced,
+    collect_head_features,
+    herding,
+    pack,
+    select_exemplars,
+    unpack,
+)
 from mtl_utils.tasks import IGNORE, TASKS
+from mtl_utils.transforms import to_batch
 
 
 def seeded_generator(seed: int = 0) -> torch.Generator:
@@ -271,3 +281,13 @@ def plain_herding(features: list[list[float]], count: int) -> list[int]:
 def test_herding_agrees_with_plain_python(seed):
     features = torch.rand(15, 4, generator=seeded_generator(seed))
     assert herding(features, 8) == plain_herding(features.tolist(), 8)
+
+
+def test_head_features_are_those_of_the_letterboxed_images_with_the_places_of_the_pictures():
+    model = UnifiedModel(3, 3).eval()
+    samples = [(photo(40, 80), {}), (photo(64, 64), {}), (photo(90, 30), {})]
+    features, contents = collect_head_features(model, samples, 64, "cpu")
+    assert contents.tolist() == [[0, 0, 64, 32], [0, 0, 64, 64], [0, 0, 21, 64]]
+    images, content = to_batch([image for image, _ in samples], 64)
+    expected = model.head_features(images, content)
+    assert features.shape == (3, 384, 8, 8) and torch.allclose(features, expected, atol=1e-5)

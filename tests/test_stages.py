@@ -5,18 +5,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import task_metrics
+from helpers import ListSet, photo, task_metrics
 
 from mtl_utils import run as run_module
 from mtl_utils import stages, weights
+from mtl_utils.evaluation import evaluate
 from mtl_utils.prepare.root import Root
 from mtl_utils.run import Run
 from mtl_utils.settings import PROFILES
 from mtl_utils.stages import run_stage
+from mtl_utils.tasks import TASKS
 from mtl_utils.training import BestEpoch, Remedy
+from mtl_utils.transforms import to_batch
 
 SETTINGS = replace(
-    PROFILES["smoke"], widths="paper", train_size=dict(seg=64, det=64, cls=32), batch_size=dict(seg=6, det=6, cls=10)
+    PROFILES["smoke"],
+    train_size=dict(seg=64, det=64, cls=32),
+    eval_size=64,
+    batch_size=dict(seg=6, det=6, cls=10),
 )
 
 
@@ -27,6 +33,11 @@ def without_imagenet_weights(monkeypatch):
 
 def make_run(root, folder, **changes):
     return Run(replace(SETTINGS, **changes), folder, Root(root, "--data-root"))
+
+
+def all_halves(model, datasets, size):
+    """In the place of `evaluate`: a half for every task."""
+    return {dataset.task: task_metrics(dataset.task, 0.5) for dataset in datasets}
 
 
 def test_a_stage_hands_on_its_best_weights_and_not_the_last_average(tiny_root, tmp_path):
@@ -43,7 +54,7 @@ def test_a_stage_hands_on_its_best_weights_and_not_the_last_average(tiny_root, t
 
 
 def test_val_is_measured_every_few_epochs_and_in_the_last(tiny_root, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "evaluate", lambda model, data, size: task_metrics(data.task, 0.5))
+    monkeypatch.setattr(stages, "evaluate", all_halves)
     run = make_run(tiny_root, tmp_path, tasks=["cls"], epochs=dict(seg=1, det=1, cls=5), eval_every=2)
     history = run_stage(run, "cls").history
     assert [record.epoch for record in history] == [1, 2, 3, 4, 5]
@@ -64,15 +75,79 @@ def test_remedies_are_called_after_every_stage_but_the_last(tiny_root, tmp_path,
     """By then the stage's exemplars are in the buffer, and the model is the one that is handed on."""
     calls = []
     monkeypatch.setattr(stages, "make_remedies", lambda *_: [Recorder(calls)])
-    monkeypatch.setattr(stages, "evaluate", lambda model, data, size: task_metrics(data.task, 0.5))
+    monkeypatch.setattr(stages, "evaluate", all_halves)
     run = make_run(tiny_root, tmp_path, tasks=["seg", "det"], epochs=dict(seg=1, det=1, cls=1))
     run_stage(run, "det")
     assert calls == [("seg", ["seg"], False)]
 
 
 def test_the_callback_is_called_when_the_epoch_is_saved(tiny_root, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "evaluate", lambda model, data, size: task_metrics(data.task, 0.5))
+    monkeypatch.setattr(stages, "evaluate", all_halves)
     run = make_run(tiny_root, tmp_path, tasks=["cls"], epochs=dict(seg=1, det=1, cls=2))
     saved = []
     run_stage(run, "cls", lambda trainer: saved.append((len(trainer.history), len(run.result("cls").history))))
     assert saved == [(1, 1), (2, 2)]
+
+
+def test_herding_compares_the_features_of_the_pictures_without_the_padding(tiny_root, tmp_path):
+    run = make_run(tiny_root, tmp_path, exemplar_selection="herding", buffer_size=2)
+    samples = [(photo(*size), {"label": torch.tensor(0)}) for size in ((32, 64), (64, 64), (64, 16))]
+    model, stored = run_module.build(run.settings, run.classes).eval(), []
+    buffer = SimpleNamespace(store=lambda dataset, generator, selection, features: stored.append(features))
+    settings = replace(run.settings, train_size=dict(seg=64, det=64, cls=64))
+    trainer = SimpleNamespace(
+        settings=settings, task="cls", dataset=ListSet("cls", samples), buffer=buffer, device="cpu", remedies=[]
+    )
+    stages.store_exemplars(trainer, model)
+    images, content = to_batch([image for image, _ in samples], 64)
+    maps = model.head_features(images, content)
+    expected = [maps[0, :, :4].mean((1, 2)), maps[1].mean((1, 2)), maps[2, :, :, :2].mean((1, 2))]
+    assert torch.allclose(stored[0], torch.stack(expected), atol=1e-5)
+
+
+# ---------------------------------------------------------------- before any training
+
+
+def test_the_first_stage_alone_says_what_all_tasks_score_before_it(trained_run):
+    before = trained_run.result("seg").before
+    new = run_module.build(trained_run.settings, trained_run.classes)
+    datasets = [trained_run.data(task, "val") for task in TASKS]
+    assert before == evaluate(new, datasets, trained_run.settings.eval_size)
+    assert tuple(before) == TASKS
+    assert trained_run.result("det").before == trained_run.result("cls").before == {}
+
+
+def test_metrics_json_says_what_was_there_before(trained_run):
+    metrics = run_module.read_metrics(trained_run.folder / "metrics.json")
+    found = {stage: tuple(result.before) for stage, result in metrics.stages.items()}
+    assert found == {"seg": TASKS, "det": (), "cls": ()}
+    assert metrics.before == metrics.stages["seg"].before == trained_run.result("seg").before
+    assert replace(metrics, stages={}).before == {}
+
+
+@pytest.mark.parametrize("changes", [{"tasks": ["cls"]}, {"joint": True}])
+def test_a_task_alone_and_joint_training_have_a_first_stage_too(changes, tiny_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "evaluate", all_halves)
+    run = make_run(tiny_root, tmp_path, **changes)
+    assert list(stages.metrics_before(run, "cls")) == run.settings.tasks
+
+
+def test_what_is_there_before_is_measured_with_the_starting_weights(tiny_root, tmp_path, monkeypatch):
+    monkeypatch.delenv(weights.VARIABLE)
+    seen = []
+    monkeypatch.setattr(stages, "evaluate", lambda model, datasets, size: seen.append(model) or {})
+    run = make_run(tiny_root, tmp_path)
+    stages.metrics_before(run, "seg")
+    (model,) = seen
+    expected, _ = stages.initial_state(run, "seg")
+    assert model.has_imagenet_trunk
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_stage_that_still_trains_says_nothing_of_before():
+    key = run_module.RunKey(SETTINGS, "", "")
+    training = run_module.StageResult(key, history=[])
+    assert "before" not in training.as_dict()
+    metrics = {"seg": task_metrics("seg", 0.5)}
+    done = run_module.StageResult(key, history=[], metrics=metrics, before={"det": task_metrics("det", 0.1)})
+    assert run_module.StageResult.from_dict(done.as_dict()) == done

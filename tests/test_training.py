@@ -177,7 +177,7 @@ def test_each_step_replays_the_agreed_number_of_each_earlier_task(straight, monk
             (tmp_path / run.path(task, ending).name).write_bytes(straight.path(task, ending).read_bytes())
 
     def watching(self, batches):
-        seen.append({task: len(images) for task, (images, _) in batches.items()})
+        seen.append({task: len(batch.images) for task, batch in batches.items()})
         return step(self, batches)
 
     monkeypatch.setattr(training.Trainer, "step", watching)
@@ -241,15 +241,29 @@ def test_training_learns(straight):
 
 
 def test_training_and_measuring_have_sizes_of_their_own(straight, tiny_root, tmp_path, monkeypatch):
-    sizes = dict(seg=96, det=128, cls=64)
-    run = make_run(tiny_root, tmp_path, eval_size=sizes)
-    monkeypatch.setattr(stages, "evaluate", lambda model, data, size: {data.task: size})
-    asked = stages.evaluate_tasks(run, straight.model("cls"), "cls")
-    assert asked == {task: {task: size} for task, size in sizes.items()}
+    run, asked = make_run(tiny_root, tmp_path, eval_size=128), []
+
+    def evaluate(model, datasets, size):
+        asked.append(([dataset.task for dataset in datasets], size))
+
+    monkeypatch.setattr(stages, "evaluate", evaluate)
+    stages.evaluate_tasks(run, straight.model("cls"), "cls")
+    assert asked == [(["seg", "det", "cls"], 128)], "all tasks at once, at one size"
     trainer = training.Trainer(
         straight.model("seg"), straight.data("seg", "train"), ReplayBuffer(0), run.settings, "cpu"
     )
-    assert next(iter(trainer.loader()))[0].shape[-2:] == (64, 64)
+    assert next(iter(trainer.loader())).images.shape[-2:] == (64, 64)
+
+
+def test_the_network_is_told_where_the_pictures_are(straight):
+    trainer, seen = trainer_of(straight, "det", seg_buffer(straight)), []
+    trainer.model.backbone.register_forward_hook(lambda _, inputs, __: seen.append(inputs[1]))
+    batches = first_batch(trainer) | trainer.replay()
+    trainer.step(batches)
+    assert len(seen) == 2
+    assert all(torch.equal(content, batch.content) for content, batch in zip(seen, batches.values(), strict=True))
+    whole = torch.tensor([0.0, 0, 64, 64])
+    assert not all((content == whole).all() for content in seen), "a window with padding"
 
 
 def test_learning_rate_rises_then_falls_to_zero():
@@ -270,68 +284,59 @@ def test_average_of_weights_warms_up_to_its_decay():
 
 def groups_of(model, settings, task):
     """The optimiser's groups of a stage, as a trainer makes them."""
-    training.freeze_layers(model, settings, task)
+    training.freeze_layers(model, settings)
     return training.parameter_groups(model, *training.learning_rates(model, settings, task))
 
 
 def test_only_a_trunk_with_imagenet_weights_learns_more_slowly(straight):
     model = load_model(straight.path("seg"))[0]
-    assert [g["lr"] for g in groups_of(model, SETTINGS, "seg")] == [3e-3, 3e-3]
+    settings = replace(SETTINGS, freeze_trunk=False)
+    assert [g["lr"] for g in groups_of(model, settings, "seg")] == [3e-3, 3e-3]
     model.has_imagenet_trunk = True
-    slow, fast = groups_of(model, SETTINGS, "seg")
+    slow, fast = groups_of(model, settings, "seg")
     assert slow["lr"] == pytest.approx(1e-4) and fast["lr"] == 1e-3
-    chosen = {p for g in (slow, fast) for p in g["params"]}
-    early = set(model.backbone.trunk.downsample[: model.backbone.trunk.to_stride4].parameters())
-    assert early and chosen == set(model.parameters()) - early
+    assert set(slow["params"]) == set(model.backbone.trunk.parameters())
 
 
-@pytest.mark.parametrize("freeze", [True, False])
-def test_the_layers_up_to_stride_4_keep_imagenet_weights(freeze, straight):
+def test_every_parameter_that_learns_is_in_one_group_once(straight):
     model = load_model(straight.path("seg"))[0]
-    model.has_imagenet_trunk = True
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    settings = replace(SETTINGS, freeze_stem=freeze)
-    training.Trainer(model, straight.data("seg", "train"), ReplayBuffer(0), settings, "cpu").epoch()
-    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
-    early = {k for k in before if k.startswith(("backbone.trunk.downsample.0.", "backbone.trunk.downsample.1."))}
-    assert changed == set(before) - (early if freeze else set())
+    trunk, new = training.parameter_groups(model, trunk_lr=1.0, lr=2.0)
+    assert trunk["lr"] == 1.0 and set(trunk["params"]) == set(model.backbone.trunk.parameters())
+    assert new["lr"] == 2.0 and len(trunk["params"] + new["params"]) == len(list(model.parameters()))
+    assert set(trunk["params"] + new["params"]) == set(model.parameters())
+    model.backbone.trunk.requires_grad_(False)
+    frozen, same = training.parameter_groups(model, trunk_lr=1.0, lr=2.0)
+    assert frozen["params"] == [] and len(same["params"]) == len(new["params"])
 
 
-def learning(model, settings, task) -> bool:
+def learning(model, settings, has_imagenet_trunk=True) -> bool:
     """Whether any layer of the trunk learns in a stage."""
     model.requires_grad_(True)
-    model.has_imagenet_trunk = True
-    training.freeze_layers(model, settings, task)
+    model.has_imagenet_trunk = has_imagenet_trunk
+    training.freeze_layers(model, settings)
+    assert all(p.requires_grad for p in model.head.parameters())
     return any(p.requires_grad for p in model.backbone.trunk.parameters())
 
 
-def test_a_trunk_with_imagenet_weights_learns_in_the_first_stage_only(straight):
+def test_a_trunk_is_frozen_where_it_has_imagenet_weights_and_the_setting_says_so(straight):
     model = load_model(straight.path("seg"))[0]
-    assert [learning(model, SETTINGS, task) for task in TASKS] == [True, False, False]
-    assert learning(model, replace(SETTINGS, freeze_trunk=False), "cls")
-    assert learning(model, replace(SETTINGS, tasks=["cls"]), "cls"), "a task alone has no stage before it"
-    assert learning(model, replace(SETTINGS, joint=True), "cls"), "nor has joint training"
+    assert not learning(model, SETTINGS)
+    assert learning(model, replace(SETTINGS, freeze_trunk=False))
+    assert learning(model, SETTINGS, has_imagenet_trunk=False)
 
 
-def test_a_frozen_trunk_keeps_every_weight_and_what_is_above_learns(straight):
+@pytest.mark.parametrize("freeze", [True, False])
+@pytest.mark.parametrize("task", ["seg", "cls"])
+def test_a_frozen_trunk_keeps_every_weight_and_what_is_above_learns(task, freeze, straight):
+    """In the first stage as in the last."""
     model = load_model(straight.path("seg"))[0]
     model.has_imagenet_trunk = True
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    training.Trainer(model, straight.data("det", "train"), ReplayBuffer(0), SETTINGS, "cpu").epoch()
+    settings = replace(SETTINGS, freeze_trunk=freeze)
+    training.Trainer(model, straight.data(task, "train"), ReplayBuffer(0), settings, "cpu").epoch()
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
-    assert changed == {k for k in before if not k.startswith("backbone.trunk.")}
-
-
-def test_other_modules_learn_at_the_rate_of_what_is_new(straight):
-    """Stage 0's classifier lies beside the model; every parameter is in one group, once."""
-    model = load_model(straight.path("seg"))[0]
-    classifier = nn.Linear(3, 2)
-    trunk, new = training.parameter_groups(model, trunk_lr=1.0, lr=2.0, others=[classifier])
-    assert trunk["lr"] == 1.0 and set(trunk["params"]) == set(model.backbone.trunk.parameters())
-    assert new["lr"] == 2.0 and new["params"][-2:] == list(classifier.parameters())
-    everything = [*model.parameters(), *classifier.parameters()]
-    assert len(trunk["params"] + new["params"]) == len(everything)
-    assert set(trunk["params"] + new["params"]) == set(everything)
+    kept = {k for k in before if freeze and k.startswith("backbone.trunk.")}
+    assert changed == set(before) - kept
 
 
 def test_strong_augmentation_ends_before_the_last_epochs(straight):
@@ -359,7 +364,7 @@ def test_before_any_training_the_committed_run_is_shown(straight, tiny_root, tmp
 
 def test_a_run_that_has_begun_is_shown_itself(straight):
     metrics, models = stages.open_results(straight)
-    assert metrics.key.settings.widths == "paper" and list(models) == list(TASKS)
+    assert metrics.key.settings == SETTINGS and list(models) == list(TASKS)
 
 
 def test_damaged_history_is_named(tiny_root, tmp_path):
@@ -420,16 +425,16 @@ def test_replayed_images_are_augmented_like_new_ones(straight, monkeypatch):
     asked = []
 
     def recording(kind, make):
-        return lambda task, size: asked.append((kind, task)) or make(task, size)
+        return lambda *arguments: asked.append((kind, *arguments)) or make(*arguments)
 
     monkeypatch.setattr(training, "strong_augmentation", recording("strong", training.strong_augmentation))
     monkeypatch.setattr(training, "weak_augmentation", recording("weak", training.weak_augmentation))
     trainer = trainer_of(straight, "det", seg_buffer(straight), epochs=dict(seg=1, det=10, cls=1))
     trainer.replay()
-    assert asked == [("strong", "seg")]
+    assert asked == [("strong", "seg", 64)]
     trainer.history = [{}] * 9
     trainer.replay()
-    assert asked[1:] == [("weak", "seg")], "in the last tenth of the epochs"
+    assert asked[1:] == [("weak", 64)], "in the last tenth of the epochs"
 
 
 def test_replayed_masks_have_the_class_weights_of_the_stored_ones(straight):
@@ -481,7 +486,7 @@ class Constant(Remedy):
     def __init__(self, batch=0.0, step=0.0):
         self.batch, self.step = batch, step
 
-    def batch_loss(self, trainer, task, images, features):
+    def batch_loss(self, trainer, task, batch, features):
         return features.sum() * 0 + self.batch
 
     def step_loss(self, trainer):
@@ -491,7 +496,7 @@ class Constant(Remedy):
 class SquaredMap(Remedy):
     """The mean square of what the head emits: a loss with a gradient in every layer."""
 
-    def batch_loss(self, trainer, task, images, features):
+    def batch_loss(self, trainer, task, batch, features):
         return trainer.model.head[2](features).float().square().mean()
 
 
@@ -588,7 +593,7 @@ def test_a_state_from_before_the_first_best_epoch_can_be_continued(straight, tmp
 def test_a_remedy_without_losses_of_its_own_adds_nothing(straight):
     trainer = trainer_of(straight, "seg")
     remedy = Remedy()
-    assert remedy.batch_loss(trainer, "seg", torch.zeros(1), torch.zeros(1)) == 0
+    assert remedy.batch_loss(trainer, "seg", first_batch(trainer)["seg"], torch.zeros(1)) == 0
     assert remedy.step_loss(trainer) == 0
 
 

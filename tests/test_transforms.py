@@ -5,16 +5,20 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from mtl_utils import transforms
 from mtl_utils.tasks import IGNORE
 from mtl_utils.transforms import (
     GREY,
     MIN_BOX,
+    SCALES,
+    AxisWindow,
     Letterbox,
+    RandomWindow,
     axis_window,
     collate,
-    eval_transform,
     strong_augmentation,
     to_batch,
+    to_device,
     weak_augmentation,
 )
 
@@ -47,7 +51,24 @@ def extent(pixels: Tensor) -> list[float]:
     return [float(columns[0]), float(rows[0]), float(columns[-1]) + 1, float(rows[-1]) + 1]
 
 
-TRANSFORMS = [strong_augmentation, weak_augmentation, eval_transform]
+def weak(task: str, size: int) -> torch.nn.Module:
+    return weak_augmentation(size)
+
+
+def letterbox(task: str, size: int) -> torch.nn.Module:
+    return Letterbox(size)
+
+
+TRANSFORMS = [strong_augmentation, weak, letterbox]  # all with the same arguments
+
+
+def labels_of(task: str, height: int, width: int) -> dict:
+    """A target of the task for a picture of the size."""
+    if task == "seg":
+        return {"mask": tv_tensors.Mask(torch.zeros(height, width).byte())}
+    if task == "det":
+        return objects([[1, 1, 30, 30]], [0], size=(height, width))
+    return {"label": torch.tensor(4)}
 
 
 @pytest.mark.parametrize("make", TRANSFORMS)
@@ -112,7 +133,8 @@ def test_letterbox_pads_right_and_below_with_grey_and_ignore(height, width):
     assert image.shape == (3, 96, 96)
     assert ((target["mask"] == 0) == inner).all()
     assert (target["mask"][~inner] == IGNORE).all()
-    assert (image[:, ~inner] == torch.tensor(GREY)[:, None]).all()
+    assert (image[:, ~inner] == GREY).all()
+    assert target["content"].tolist() == [0, 0, new_width, new_height]
 
 
 @pytest.mark.parametrize("size", [64, 96])
@@ -127,7 +149,7 @@ def test_strong_padding_is_grey_before_the_colours_change_and_never_trained_on(m
     for seed in SEEDS:
         torch.manual_seed(seed)
         image, target = strong_augmentation("seg", 96)(picture(), {"mask": mask_of(picture())})
-        grey = (image == torch.tensor(GREY).view(3, 1, 1)).all(0)
+        grey = (image == GREY).all(0)
         assert torch.equal(grey, target["mask"] == IGNORE)
         padded += int(grey.any())
     assert padded > 10
@@ -137,12 +159,7 @@ def test_strong_padding_is_grey_before_the_colours_change_and_never_trained_on(m
 @pytest.mark.parametrize(("height", "width"), [(40, 90), (90, 40), (200, 130), (33, 33)])
 @pytest.mark.parametrize("task", ["seg", "det", "cls"])
 def test_every_picture_becomes_a_square_of_the_size(make, height, width, task):
-    target = {
-        "seg": {"mask": tv_tensors.Mask(torch.zeros(height, width).byte())},
-        "det": objects([[1, 1, 30, 30]], [0], size=(height, width)),
-        "cls": {"label": torch.tensor(4)},
-    }[task]
-    image, moved = make(task, 64)(photo(height, width), target)
+    image, moved = make(task, 64)(photo(height, width), labels_of(task, height, width))
     assert image.shape == (3, 64, 64) and image.dtype == torch.uint8
     if task == "seg":
         assert moved["mask"].shape == (64, 64)
@@ -152,40 +169,86 @@ def test_every_picture_becomes_a_square_of_the_size(make, height, width, task):
         assert moved["label"] == 4
 
 
-def test_classification_is_evaluated_on_the_middle_of_the_picture():
-    image = torch.zeros(3, 64, 128, dtype=torch.uint8)
-    image[:, :, 32:96] = 200
-    result, _ = eval_transform("cls", 64)(tv_tensors.Image(image), {"label": torch.tensor(0)})
-    assert (result == 200).all()
-
-
-def test_classification_crops_are_of_different_places():
+@pytest.mark.parametrize("task", ["seg", "det", "cls"])
+def test_every_task_is_trained_on_windows_of_different_places_and_scales(task):
+    """A picture whose pixels say where they are: the left side of the window and the step to the next pixel differ."""
     image = tv_tensors.Image(torch.arange(96, dtype=torch.uint8).expand(3, 96, 96) * 2)
-    lefts = {int(strong_augmentation("cls", 32).transforms[0](image)[0, 0, 0]) for _ in range(10)}
-    assert len(lefts) > 3
+    window = strong_augmentation(task, 32).transforms[1]
+    assert window.scales == SCALES[task]
+    lefts, steps = set(), set()
+    for _ in range(20):
+        row = window(image, {})[0][0, 16].int()
+        shown = row[row != GREY]
+        lefts.add(int(shown[0]))
+        steps.add(round(int(shown[-1] - shown[0]) / len(shown)))
+    assert len(lefts) > 5 and len(steps) > 1
 
 
 @pytest.mark.parametrize("task", ["seg", "det", "cls"])
 def test_evaluation_is_deterministic(task):
     target = {"seg": {"mask": mask_of(picture())}, "det": objects([BOX], [0]), "cls": {"label": torch.tensor(1)}}[task]
-    first, second = (eval_transform(task, 64)(picture(), target) for _ in range(2))
+    first, second = (Letterbox(64)(picture(), target) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert all(torch.equal(first[1][k], second[1][k]) for k in target)
 
 
-def test_weak_augmentation_is_the_eval_transform_or_its_flip():
-    image = photo(64, 64)
-    expected = eval_transform("det", 64)(image, objects([], []))[0]
-    seen = set()
+def test_weak_augmentation_is_the_letterbox_or_that_of_the_flipped_picture():
+    image, seen = photo(64, 48), set()
+    as_it_is = Letterbox(64)(image, {})[0]
+    flipped = Letterbox(64)(tv_tensors.Image(image.flip(-1)), {})[0]
     for _ in range(20):
-        result = weak_augmentation("det", 64)(image, objects([], []))[0]
-        assert torch.equal(result, expected) or torch.equal(result, expected.flip(-1))
-        seen.add(torch.equal(result, expected))
+        result, target = weak_augmentation(64)(image, objects([], [], size=(64, 48)))
+        assert torch.equal(result, as_it_is) or torch.equal(result, flipped)
+        assert target["content"].tolist() == [0, 0, 48, 64], "padding stays on the right"
+        seen.add(torch.equal(result, as_it_is))
     assert seen == {True, False}
 
 
-def test_grey_is_imagenets_mean_colour():
-    assert GREY == (124, 116, 104)
+def test_grey_becomes_0_in_the_network():
+    assert GREY == 127
+
+
+# ---------------------------------------------------------------- where the picture is
+
+
+@pytest.mark.parametrize("task", ["seg", "det", "cls"])
+@pytest.mark.parametrize("make", TRANSFORMS)
+def test_the_content_is_what_is_not_grey(make, task, monkeypatch):
+    monkeypatch.setattr(v2, "ColorJitter", lambda **_: v2.Identity())  # which changes the grey too
+    padded = 0
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        image, target = make(task, 96)(picture(), labels_of(task, 64, 96))
+        shown = (image != GREY).any(0)
+        assert target["content"].tolist() == extent(shown), f"seed {seed}"
+        assert target["content"].dtype == torch.float32
+        padded += int(not shown.all())
+    assert padded > 10
+
+
+def test_the_content_of_a_letterbox_by_hand():
+    for (height, width), expected in {
+        (50, 100): [0, 0, 64, 32],
+        (100, 50): [0, 0, 32, 64],
+        (7, 7): [0, 0, 64, 64],
+        (1, 1000): [0, 0, 64, 1],
+    }.items():
+        assert Letterbox(64)(photo(height, width), {})[1]["content"].tolist() == expected
+
+
+def test_the_content_of_a_window_by_hand(monkeypatch):
+    """Half the size of a picture that fits: it lies where the padding leaves it; twice the size: it is everywhere."""
+    rows = AxisWindow(start=0, length=64, before=7, resized=32)
+    columns = AxisWindow(start=0, length=96, before=5, resized=48)
+    axes = {64: rows, 96: columns}
+    monkeypatch.setattr(transforms, "axis_window", lambda side, size, scale: axes[side])
+    image, target = RandomWindow(96, (0.5, 0.5))(picture(), {"mask": mask_of(picture())})
+    assert target["content"].tolist() == [5, 7, 5 + 48, 7 + 32]
+    assert (target["mask"] != IGNORE).sum() == 32 * 48
+    full = {64: AxisWindow(10, 48, 0, 96), 96: AxisWindow(20, 48, 0, 96)}
+    monkeypatch.setattr(transforms, "axis_window", lambda side, size, scale: full[side])
+    image, target = RandomWindow(96, (2.0, 2.0))(picture(), {})
+    assert image.shape == (3, 96, 96) and target["content"].tolist() == [0, 0, 96, 96]
 
 
 # ---------------------------------------------------------------- the way back from a letterbox
@@ -209,13 +272,41 @@ def test_undo_boxes_cuts_boxes_off_at_the_images_sides():
     assert Letterbox(96).undo_boxes(torch.zeros(0, 4), (100, 200)).shape == (0, 4)
 
 
+def plain_position(pixel: int, pixels: int, filled: float, cells: int) -> float:
+    """Where a pixel's centre lies among the centres of cells, of which the image fills so many."""
+    position = (pixel + 0.5) / pixels * filled - 0.5
+    return min(max(position, 0), cells - 1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (96, 64), (120, 90), (31, 33)])
+def test_undo_mask_interpolates_between_the_centres_of_cells(height, width):
+    """Logits that rise by a straight line do so in the image as well, whatever it was scaled by."""
+    cells = 12
+    new_height, new_width = Letterbox(96).content((height, width))
+    rise = torch.arange(12.0)
+    logits = torch.stack([rise.expand(cells, cells), rise[:, None].expand(cells, cells)])
+    result = Letterbox(96).undo_mask(logits, (height, width))
+    assert result.shape == (2, height, width)
+    columns = [plain_position(x, width, new_width / 8, cells) for x in range(width)]
+    rows = [plain_position(y, height, new_height / 8, cells) for y in range(height)]
+    assert torch.allclose(result[0], torch.tensor(columns).expand(height, width), atol=1e-4)
+    assert torch.allclose(result[1], torch.tensor(rows)[:, None].expand(height, width), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_undo_mask_of_a_picture_that_fits_is_plain_interpolation(size):
+    logits = torch.randn(5, size // 8, size // 8)
+    expected = torch.nn.functional.interpolate(logits[None], size=(size, size), mode="bilinear", align_corners=False)
+    assert torch.allclose(Letterbox(size).undo_mask(logits, (size, size)), expected[0], atol=1e-5)
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (96, 64), (120, 90)])
 def test_undo_mask_leads_back_to_the_images_own_pixels(height, width):
     image = picture(height, width)
     _, moved = Letterbox(96)(image, {"mask": mask_of(image)})
     mask = moved["mask"].as_subclass(Tensor)
     mask = mask.where(mask != IGNORE, torch.tensor(9, dtype=torch.uint8))  # padding has a class of its own
-    logits = torch.nn.functional.one_hot(mask.long(), 21).permute(2, 0, 1).float()
+    logits = torch.nn.functional.one_hot(mask.long(), 21).permute(2, 0, 1).float()  # as many cells as pixels
     result = Letterbox(96).undo_mask(logits, (height, width))
     assert result.shape == (21, height, width)
     assert set(result.argmax(0).unique().tolist()) == {0, 5}, "nothing of the padding"
@@ -273,18 +364,19 @@ def test_a_window_keeps_the_scale_and_stays_inside(side, size, scale):
 
 def test_collate_of_segmentation():
     samples = [(photo(40, 60), {"mask": tv_tensors.Mask(torch.full((40, 60), 7).byte())}) for _ in range(3)]
-    images, targets = collate(samples, eval_transform("seg", 64), "seg")
+    images, content, targets = collate(samples, Letterbox(64), "seg")
     masks = torch.stack([target["mask"] for target in targets])
     assert images.shape == (3, 3, 64, 64) and images.dtype == torch.float32
     assert images.min() >= 0 and images.max() <= 1 and images.max() > 0.9
     assert masks.shape == (3, 64, 64) and masks.dtype == torch.uint8
     assert set(masks.unique().tolist()) == {7, IGNORE}
-    assert type(images) is type(masks) is Tensor
+    assert content.tolist() == [[0, 0, 64, 43]] * 3 and content.dtype == torch.float32
+    assert type(images) is type(masks) is type(content) is Tensor
 
 
 def test_collate_of_detection():
     samples = [(photo(64, 64), objects([BOX] * n, [1] * n, size=(64, 64))) for n in (2, 0)]
-    images, targets = collate(samples, eval_transform("det", 64), "det")
+    images, _, targets = collate(samples, Letterbox(64), "det")
     assert images.shape == (2, 3, 64, 64)
     assert [len(t["boxes"]) for t in targets] == [2, 0]
     assert all(type(value) is Tensor for t in targets for value in t.values())
@@ -293,22 +385,41 @@ def test_collate_of_detection():
 
 def test_collate_of_classification():
     samples = [(photo(40, 60), {"label": torch.tensor(label)}) for label in (3, 1)]
-    images, labels = collate(samples, strong_augmentation("cls", 32), "cls")
-    assert images.shape == (2, 3, 32, 32)
+    images, content, labels = collate(samples, strong_augmentation("cls", 32), "cls")
+    assert images.shape == (2, 3, 32, 32) and content.shape == (2, 4)
     assert labels.tolist() == [3, 1] and labels.dtype == torch.int64
 
 
 def test_collate_keeps_the_pixels():
     image = photo(64, 64)
-    images, _ = collate([(image, {"label": torch.tensor(0)})], eval_transform("cls", 64), "cls")
-    assert torch.equal((images[0] * 255).round().byte(), image.as_subclass(Tensor))
+    batch = collate([(image, {"label": torch.tensor(0)})], Letterbox(64), "cls")
+    assert torch.equal((batch.images[0] * 255).round().byte(), image.as_subclass(Tensor))
+
+
+def test_every_image_of_a_batch_has_its_own_content():
+    samples = [(photo(*size), {"label": torch.tensor(0)}) for size in ((32, 64), (64, 48), (64, 64))]
+    batch = collate(samples, Letterbox(64), "cls")
+    assert batch.content.tolist() == [[0, 0, 64, 32], [0, 0, 48, 64], [0, 0, 64, 64]]
+
+
+def test_a_batch_of_images_alone_holds_the_images_of_collate():
+    images = [photo(40, 60), photo(60, 40)]
+    samples = [(image, {"label": torch.tensor(0)}) for image in images]
+    expected = collate(samples, Letterbox(64), "cls")
+    result, content = to_batch(images, 64)
+    assert torch.equal(result, expected.images) and torch.equal(content, expected.content)
+    assert type(result) is type(content) is Tensor
+    assert result.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("task", ["seg", "det", "cls"])
-def test_a_batch_of_images_alone_holds_the_images_of_collate(task):
-    images = [photo(40, 60), photo(60, 40)]
-    samples = [(image, {"label": torch.tensor(0)}) for image in images]
-    expected, _ = collate(samples, eval_transform(task, 64), "cls")
-    result = to_batch(images, eval_transform(task, 64))
-    assert torch.equal(result, expected) and type(result) is Tensor
-    assert result.is_contiguous(memory_format=torch.channels_last)
+def test_all_of_a_batch_moves_to_a_device(task):
+    """The device "meta" stands for a GPU: it is there on every machine."""
+    batch = collate([(photo(64, 64), labels_of(task, 64, 64))], Letterbox(64), task)
+    moved = to_device(batch, "meta")
+    assert moved.images.is_meta and moved.content.is_meta
+    if task == "cls":
+        assert moved.targets.is_meta and not batch.targets.is_meta
+    else:
+        assert [target.keys() for target in moved.targets] == [target.keys() for target in batch.targets]
+        assert all(value.is_meta for value in moved.targets[0].values())

@@ -1,13 +1,14 @@
 """The marking command of eval.py."""
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from mtl_utils import layout
 from mtl_utils.cli.guard import guarded
 from mtl_utils.data import MiniSet
-from mtl_utils.evaluation import TaskMetrics, evaluate
+from mtl_utils.evaluation import Evaluation, TaskMetrics, predict_and_evaluate
 from mtl_utils.files import UserError, write_json
 from mtl_utils.prepare.root import find_root
 from mtl_utils.run import load_model
@@ -41,15 +42,13 @@ def mark(options: argparse.Namespace) -> None:
     tasks = chosen_tasks(options.tasks)
     model, content = load_model(options.weights)
     classes = Classes.from_dict(content["classes"])
-    sizes = content["settings"]["eval_size"]
     root = find_root(options.data_root, tasks).path
-    results = {}
-    for task in tasks_to_mark(root, tasks, options.tasks):
-        dataset = MiniSet(task, root, options.split, classes)
-        results[task] = evaluate(model, dataset, sizes[task])
-    print_marks(results)
+    present = tasks_to_mark(root, tasks, options.tasks)
+    datasets = [MiniSet(task, root, options.split, classes) for task in present]
+    evaluation = predict_and_evaluate(model, datasets, content["settings"]["eval_size"])
+    print_marks(evaluation.metrics)
     if options.json:
-        write_marks(options.json, options, results)
+        write_marks(options.json, options, datasets, evaluation)
 
 
 def chosen_tasks(text: str) -> tuple[Task, ...]:
@@ -88,7 +87,13 @@ def print_mark(name: str, value: float, metrics: TaskMetrics) -> None:
     print(f"{label:8}{value:.4f}   (floor {metrics.floor:.4f}, {metrics.images} images)")
 
 
-def write_marks(path: Path, options: argparse.Namespace, results: dict[Task, TaskMetrics]) -> None:
-    """All metrics as JSON, with what was evaluated."""
-    tasks = {task: metrics.as_dict() for task, metrics in results.items()}
+def write_marks(path: Path, options: argparse.Namespace, datasets: Sequence[MiniSet], evaluation: Evaluation) -> None:
+    """All metrics as JSON, with what was evaluated; detection's with the breakdown of its errors."""
+    from mtl_utils.experiments.breakdown import analyse  # here, since printing the metrics does not need it
+
+    tasks = {task: metrics.as_dict() for task, metrics in evaluation.metrics.items()}
+    for dataset in datasets:
+        if dataset.task == "det":
+            breakdown = analyse(dataset, evaluation.predictions["det"])
+            tasks["det"]["breakdown"] = breakdown.as_dict()
     write_json(path, {"weights": options.weights.name, "split": options.split, "tasks": tasks})

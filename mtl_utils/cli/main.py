@@ -7,10 +7,9 @@ from typing import TypeAlias
 
 from mtl_utils.cli.data import check_command, fetch_command, fold_command, synthetic_command
 from mtl_utils.cli.guard import guarded
-from mtl_utils.cli.research import links_command, log_command, pretrain_command, publish_command, study_command
+from mtl_utils.cli.research import links_command, log_command, publish_command, study_command
 from mtl_utils.cli.run import bench_command, restart_command, run_command, train_command
 from mtl_utils.experiments.plans import STUDIES
-from mtl_utils.model import WIDTHS
 from mtl_utils.prepare.folds import FOLDS
 from mtl_utils.settings import PROFILES
 
@@ -43,7 +42,6 @@ def make_parser() -> argparse.ArgumentParser:
     add_restart(commands)
     add_train(commands)
     add_data(commands)
-    add_pretrain(commands)
     add_bench(commands)
     add_log(commands)
     add_study(commands)
@@ -139,19 +137,6 @@ def add_data_fold(commands: Commands) -> None:
     fold = "which quarter of the training images becomes val (default: 0)"
     parser.add_argument("--fold", type=int, choices=range(FOLDS), default=0, help=fold)
     parser.set_defaults(command=fold_command)
-
-
-def add_pretrain(commands: Commands) -> None:
-    """The command pretrain."""
-    text = "stage 0: train the network on ImageNet pictures; run again to continue"
-    parser = commands.add_parser("pretrain", help=text)
-    images = "class folders, or zip files of them"
-    parser.add_argument("--images", nargs="+", type=Path, required=True, help=images)
-    widths = "channel widths of the network (default: mobilenetv2)"
-    parser.add_argument("--widths", choices=WIDTHS, default="mobilenetv2", help=widths)
-    parser.add_argument("--epochs", type=int, default=3, help="passes over the pictures (default: 3)")
-    parser.add_argument("--out", type=Path, help="file to write (default: data/weights/stage0_WIDTHS.pt)")
-    parser.set_defaults(command=pretrain_command, after_stop=CONTINUE)
 
 
 def add_bench(commands: Commands) -> None:

@@ -1,4 +1,4 @@
-"""The commands behind the results: pretrain, study, log, links, publish.
+"""The commands behind the results: study, log, links, publish.
 
 What they need beyond the core is imported inside the commands, so that training needs no Jupyter and no plotting.
 """
@@ -10,16 +10,6 @@ from mtl_utils.prepare.root import find_root
 from mtl_utils.settings import get_settings
 
 SEVERAL_SEEDS = [0, 1, 2]  # of the study that asks how much the seed decides
-
-
-def pretrain_command(options: argparse.Namespace) -> None:
-    """Run stage 0, or continue it."""
-    from mtl_utils.experiments import pretraining
-
-    out = options.out or files.WEIGHTS_FOLDER / f"stage0_{options.widths}.pt"
-    folder = environment.runs_folder() / "stage0"
-    card = pretraining.pretrain(options.images, options.widths, options.epochs, out, folder)
-    print(f"{out}: Top-1 {card.top1:.3f} of {card.classes} classes after {card.minutes:.0f} minutes")
 
 
 def study_command(options: argparse.Namespace) -> None:

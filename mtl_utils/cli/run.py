@@ -104,12 +104,25 @@ def scores_line(metrics: dict[Task, TaskMetrics]) -> str:
 
 
 def bench_command(options: argparse.Namespace) -> None:
-    """Measure every stage's loop against the bare network."""
+    """Measure one prediction beside EfficientNet-B0, and every stage's loop against the bare network."""
     from mtl_utils.experiments import benchmark
 
     run = open_run(options)
-    print(f"profile {run.settings.profile}, {run.root}, on {run.device}")  # without a folder: nothing is written
+    model = benchmark.trained_model(run)
+    times = benchmark.beside_efficientnet_b0(model)
+    print("one 512 x 512 image on one thread of the CPU, median milliseconds, measured in turns:")
+    print_times("our prediction, all answers read", times.ours, times.ours_bfloat16)
+    print_times("EfficientNet-B0's features alone", times.reference, times.reference_bfloat16)
+    print(f"ours by EfficientNet-B0 in float32: {times.ratio:.2f}, in bfloat16 {times.ratio_bfloat16:.2f}")
+    profile = run.settings.profile
+    print(f"profile {profile}, {run.root}, on {run.device}")  # without a folder: nothing is written
     for task in TASKS:
+        name = TASK_NAMES[task]
         speed = benchmark.throughput(run, task)
         speeds = f"network only {speed.network:.1f} images/s, with loading {speed.loop:.1f}"
-        print(f"{TASK_NAMES[task]:15} {speeds}: {speed.ratio:.0%}")
+        print(f"{name:15} {speeds}: {speed.ratio:.0%}")
+
+
+def print_times(label: str, in_float32: float, in_bfloat16: float) -> None:
+    """One line of milliseconds."""
+    print(f"{label}: {in_float32:.0f} in float32, {in_bfloat16:.0f} in bfloat16")

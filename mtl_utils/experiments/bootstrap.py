@@ -52,7 +52,7 @@ def resample_indices(images: int, resamples: int = RESAMPLES) -> np.ndarray:
 
 
 def bootstrap_metric(dataset: MiniSet, predictions: Predictions, resamples: int = RESAMPLES) -> np.ndarray:
-    """The task's metric (resamples,) on every resample, from the predictions of evaluation.predict_set."""
+    """The task's metric (resamples,) on every resample, from the predictions of evaluation.predict_sets."""
     indices = resample_indices(len(dataset), resamples)
     if dataset.task == "seg":
         return bootstrap_segmentation(dataset, predictions, indices)

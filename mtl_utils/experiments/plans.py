@@ -19,7 +19,7 @@ class Plan:
 REPLAY = Plan("replay")  # the default, and the run whose stage 1 the others share
 NO_REPLAY = Plan("no-replay", {"replay_per_task": 0})
 # no remedy at all: the lower bound
-NAIVE = Plan("naive", {"replay_per_task": 0, "stage0_distillation": 0.0, "freeze_trunk": False})
+NAIVE = Plan("naive", {"replay_per_task": 0, "freeze_trunk": False})
 # all tasks at once: the upper bound
 JOINT = Plan("joint", {"joint": True})
 

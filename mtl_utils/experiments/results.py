@@ -39,6 +39,7 @@ class RunSummary:
     source: str  # which data
     device: str  # "cuda" or "cpu"
     minutes: dict[Task, float | None]  # of training, by stage
+    before: dict[Task, float]  # the metric of each of the run's tasks before any stage
     metrics: StageMetrics  # after each stage of every task learned by then: value and floor alone
     val_curve: dict[Task, ValCurve]  # by stage
     # a task's metric on every resample, as whole numbers of 1 / STORED_SCALE: by stage and task
@@ -106,6 +107,7 @@ class RunSummary:
             "source": self.source,
             "device": self.device,
             "minutes": self.minutes,
+            "before": self.before,
             "metrics": metrics,
             "val_curve": self.val_curve,
             "bootstrap_draws": self.bootstrap_draws,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mtl_utils import checkpoint, environment, files
-from mtl_utils.evaluation import predict_set
+from mtl_utils.evaluation import predict_sets
 from mtl_utils.experiments.bootstrap import STORED_SCALE, bootstrap_metric
 from mtl_utils.experiments.plans import REPLAY, STUDIES, Plan
 from mtl_utils.experiments.results import RunSummary, ValCurve
@@ -157,6 +157,7 @@ def planned_settings(plan: Plan, base: Run) -> Settings:
 def make_summary(plan: Plan, run: Run) -> RunSummary:
     """The summary of a finished run: metrics after every stage, minutes, and the final metrics on the resamples."""
     stages = finished_stages(run)
+    first = next(iter(stages.values()))
     last = list(stages)[-1]
     resampled = {last, "seg"} if plan == REPLAY else {last}  # the default's stage 1 is segmentation alone, a baseline
     return RunSummary(
@@ -168,6 +169,7 @@ def make_summary(plan: Plan, run: Run) -> RunSummary:
         source=str(run.root),
         device=run.device,
         minutes={stage: result.minutes for stage, result in stages.items()},
+        before={task: result.value for task, result in first.before.items()},
         metrics={stage: result.metrics for stage, result in stages.items()},
         val_curve={stage: val_curve(result) for stage, result in stages.items()},
         bootstrap_draws={stage: bootstrap_stage(run, stage) for stage in stages if stage in resampled},
@@ -193,10 +195,10 @@ def bootstrap_stage(run: Run, stage: Task) -> dict[Task, list[int]]:
     """The metrics of a stage's model on every resample of val images, in units of 1 / STORED_SCALE."""
     model = run.model(stage)
     learned = [*run.settings.earlier(stage), stage]
+    datasets = [run.data(task, "val") for task in learned]
+    predictions = predict_sets(model, datasets, run.settings.eval_size)
     stored = {}
-    for task in learned:
-        dataset = run.data(task, "val")
-        predictions = predict_set(model, dataset, run.settings.eval_size[task])
-        values = bootstrap_metric(dataset, predictions)
-        stored[task] = np.rint(values * STORED_SCALE).astype(int).tolist()
+    for dataset in datasets:
+        values = bootstrap_metric(dataset, predictions[dataset.task])
+        stored[dataset.task] = np.rint(values * STORED_SCALE).astype(int).tolist()
     return stored

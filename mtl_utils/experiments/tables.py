@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mtl_utils.evaluation import StageMetrics
+from mtl_utils.evaluation import StageMetrics, TaskMetrics
+from mtl_utils.experiments.plans import REPLAY
 from mtl_utils.experiments.results import (
     Estimate,
     Retention,
@@ -25,14 +26,18 @@ MISSING = "–"  # a number that cannot be given
 # ---- one run
 
 
-def stage_table(metrics: StageMetrics) -> pd.DataFrame:
-    """The R matrix with the trivial floors, three digits, for display."""
+BEFORE = "before any stage"  # the row of the network as it begins: ImageNet weights in the trunk, the rest at random
+
+
+def stage_table(metrics: StageMetrics, before: dict[Task, TaskMetrics]) -> pd.DataFrame:
+    """The trivial floors, the metrics before any stage and the R matrix, three digits, for display."""
     rows = [f"after stage {number}" for number, _ in enumerate(TASKS, 1)]
     columns = [METRIC_NAMES[task] for task in TASKS]
     table = pd.DataFrame(r_matrix(metrics), index=rows, columns=columns)
     floor = floors(metrics)
     table.loc["trivial floor"] = [floor.get(task, np.nan) for task in TASKS]
-    return table.map(three_digits)
+    table.loc[BEFORE] = [before[task].value if task in before else np.nan for task in TASKS]
+    return table.loc[["trivial floor", BEFORE, *rows]].map(three_digits)
 
 
 def three_digits(value: float) -> str:
@@ -88,9 +93,23 @@ def difference_text(estimate: Estimate) -> str:
 
 
 def evidence_table(results: list[RunSummary]) -> pd.DataFrame:
-    """One row a run: final metrics (mean over seeds), retention with its interval, and the other numbers."""
-    rows = {name: table_row(results, name) for name in run_names(results)}
-    return pd.DataFrame(rows).T
+    """One row a run: final metrics (mean over seeds), retention with its interval, and the other numbers.
+
+    The first row is the default's before any stage.
+    """
+    names = run_names(results)
+    rows = {name: table_row(results, name) for name in names}
+    rows[BEFORE] = before_row(results)  # the columns keep the order of the runs' rows
+    return pd.DataFrame(rows).T.loc[[BEFORE, *names]]
+
+
+def before_row(results: list[RunSummary]) -> dict[str, str]:
+    """The metrics of the default's network before any stage; the other columns do not apply."""
+    runs = runs_named(results, REPLAY.name)
+    row = {"seeds": str(len(runs))}
+    for task in TASKS:
+        row[METRIC_NAMES[task]] = mean_text([run.before[task] for run in runs])
+    return row
 
 
 def seeds_table(results: list[RunSummary], name: str) -> pd.DataFrame:

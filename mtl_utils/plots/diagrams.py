@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Polygon
 from torch import Tensor, nn
 
-from mtl_utils.detection import FIRST_CLASS
+from mtl_utils.detection import FIRST_CLASS, STRIDE
 from mtl_utils.model import (
     Bottleneck,
     ChannelSplit,
@@ -127,7 +127,7 @@ def layer_table(model: UnifiedModel, size: int = 512) -> list[tuple[str, str, st
     """Rows (module, output shape, what it is, parameters) for an image of size x size; the last one is the total."""
     layers, _ = measure(model, size)
     rows = [(layer.name, dims(layer.shape), layer.kind, layer.parameters) for layer in layers]
-    total = ("Total", "", f"widths {model.widths}", count_parameters(model))
+    total = ("Total", "", "trunk of EfficientNet-Lite0", count_parameters(model))
     return [*rows, total]
 
 
@@ -165,14 +165,13 @@ def architecture(model: UnifiedModel, size: int = 512) -> Figure:
     layers, outputs = measure(model, size)
     figure, axes = canvas(11, 5.7)
     parameters = f"{count_parameters(model):,} parameters"
-    title = f"Fast-SCNN ({model.widths} widths) with one head for three tasks: {parameters}"
+    title = f"Fast-SCNN (trunk of EfficientNet-Lite0) with one head for three tasks: {parameters}"
     write(axes, (0.12, 5.48), title, align="left", weight="bold", size=12)
     write(axes, (0.12, 0.68), CAPTION, align="left", linespacing=1.3)
-    skips = [LOW] if model.backbone.fusion.middle is None else [LOW, MIDDLE]
     draw_input(axes, size)
     draw_backbone_and_head(axes)
     draw_layers(axes, layers, size)
-    draw_connections(axes, layers, skips)
+    draw_connections(axes, layers)
     draw_outputs(axes, model.head.split, outputs)
     return figure
 
@@ -209,14 +208,14 @@ def draw_layers(axes: Axes, layers: list[Layer], size: int) -> None:
         block(axes, box, lines)
 
 
-def draw_connections(axes: Axes, layers: list[Layer], skips: list[Box]) -> None:
-    """The way of the features through the layers; `skips`: the trunk's parts that feature fusion adds directly."""
+def draw_connections(axes: Axes, layers: list[Layer]) -> None:
+    """The way of the features through the layers."""
     for start, end in pairwise((IMAGE, *CHAIN, GRID)):
         link(axes, start, end)
     width = {layer.name: layer.shape[-1] for layer in layers}
     factor = width["Feature fusion"] // width["Pyramid pooling"]
     write(axes, (4.55, 1.83), f"upsampled ×{factor}", align="right")
-    for box in skips:
+    for box in (LOW, MIDDLE):  # the parts of the trunk that feature fusion adds directly
         link(axes, box, FUSION)
         _, y = box.at(0, 0.5)
         write(axes, (3.65, y + 0.12), "skip")
@@ -247,11 +246,13 @@ def draw_outputs(axes: Axes, split: ChannelSplit, outputs: Outputs) -> None:
 def output_lines(split: ChannelSplit, outputs: Outputs) -> dict[Task, list[str]]:
     """What each task reads from its channels, and the shape of that."""
     classes = split[0] - FIRST_CLASS
-    det, seg, cls = (dims(output.shape[1:]) for output in outputs)
+    det, _, cls = (dims(output.shape[1:]) for output in outputs)
+    height, width = outputs.segmentation.shape[2:]
+    pixels = dims((split[1], STRIDE * height, STRIDE * width))
     return {
         "det": ["cx, cy, w, h, conf,", f"{classes} class scores", det],
-        "seg": ["class of each pixel,", "upsampled to H × W", seg],
-        "cls": ["class of the image,", "mean over the map", f"{cls} class scores"],
+        "seg": ["class of each pixel,", "upsampled to H × W", pixels],
+        "cls": ["class of the image,", "mean over the picture", f"{cls} class scores"],
     }
 
 

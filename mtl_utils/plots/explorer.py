@@ -89,11 +89,11 @@ class DataBrowser(InteractiveFigure):
 class Explorer(InteractiveFigure):
     """What the model after a stage predicts for an image of a val set, or for one's own: all three tasks at once."""
 
-    def __init__(self, models: Models, datasets: dict[Task, MiniSet], sizes: dict[Task, int]):
-        """models: by the stage that made them; datasets: by task; sizes: pixels at which each task is read."""
+    def __init__(self, models: Models, datasets: dict[Task, MiniSet], size: int):
+        """models: by the stage that made them; datasets: by task; size: side of the input in pixels."""
         self.models = models
         self.datasets = datasets
-        self.sizes = sizes
+        self.input_size = size
         self.stage = choice_of_stage(list(models))
         self.source = choice_of_source(list(datasets))
         self.index = widgets.IntSlider(description="image", continuous_update=False)
@@ -135,11 +135,9 @@ class Explorer(InteractiveFigure):
     def predictions(self, image: tv_tensors.Image) -> dict[Task, Prediction]:
         """The predictions for the tasks that are wanted and that the stage has learned."""
         model = self.models[self.stage.value]
-        predictions = {}
-        for task in learned_by(self.stage.value):
-            if self.layers[task].value:
-                predictions[task] = predict(model, task, [image], self.sizes[task])[0]
-        return predictions
+        prediction = predict(model, [image], self.input_size)[0]
+        wanted = [task for task in learned_by(self.stage.value) if self.layers[task].value]
+        return {task: prediction.of(task) for task in wanted}
 
     def val_image(self) -> tv_tensors.Image:
         """The chosen image of a set."""

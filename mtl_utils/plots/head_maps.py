@@ -13,7 +13,7 @@ from mtl_utils.evaluation import predict
 from mtl_utils.model import UnifiedModel, split_channels
 from mtl_utils.plots.pictures import draw_mask, draw_predictions
 from mtl_utils.plots.style import TASK_COLOURS
-from mtl_utils.tasks import Classes, Task
+from mtl_utils.tasks import Classes
 from mtl_utils.transforms import Letterbox, to_batch
 
 
@@ -25,8 +25,8 @@ def head_maps(model: UnifiedModel, image: Tensor, size: int) -> tuple[Tensor, Te
     """
     letterbox = Letterbox(size)
     device = next(model.parameters()).device
-    batch = to_batch([image], letterbox).to(device)
-    features = model.eval().features(batch)
+    batch, content = to_batch([image], size)
+    features = model.eval().features(batch.to(device), content.to(device))
     grid = model.head(features).float().cpu()  # (1, 5 + C_det + 21 + C_cls, size / 8, size / 8)
     height, width = letterbox.content(image.shape[-2:])
     rows = math.ceil(height / STRIDE)  # a cell that holds a part of the image counts
@@ -35,14 +35,12 @@ def head_maps(model: UnifiedModel, image: Tensor, size: int) -> tuple[Tensor, Te
     return channels["det"][0], channels["seg"][0], channels["cls"][0]
 
 
-def map_contents(model: UnifiedModel, image: Tensor, sizes: dict[Task, int], classes: Classes) -> Figure:
+def map_contents(model: UnifiedModel, image: Tensor, size: int, classes: Classes) -> Figure:
     """What the map holds for one image: each task's slice cell by cell, above the prediction that is read from it."""
-    detection, segmentation, classification = head_maps(model, image, sizes["det"])
-    predictions = {}
-    for task, size in sizes.items():
-        predictions[task] = predict(model, task, [image], size)[0]
+    detection, segmentation, classification = head_maps(model, image, size)
+    prediction = predict(model, [image], size)[0]
     names = classes.names("cls")
-    best = int(predictions["cls"].argmax())
+    best = int(prediction.probabilities.argmax())
     figure, axes = plt.subplots(2, 3, figsize=(9.6, 5.2), layout="constrained")
     slices, results = axes  # a row of three each
 
@@ -57,9 +55,9 @@ def map_contents(model: UnifiedModel, image: Tensor, sizes: dict[Task, int], cla
         axis.spines[:].set_visible(True)
 
     picture = image.as_subclass(Tensor)
-    draw_predictions(results[0], picture, {"det": predictions["det"]}, classes)
-    draw_predictions(results[1], picture, {"seg": predictions["seg"]}, classes)
-    draw_probabilities(results[2], predictions["cls"], names)
+    draw_predictions(results[0], picture, {"det": prediction.detections}, classes)
+    draw_predictions(results[1], picture, {"seg": prediction.mask}, classes)
+    draw_probabilities(results[2], prediction.probabilities, names)
     return figure
 
 

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from mtl_utils.data import MiniSet, Sample, Target
-from mtl_utils.evaluation import IMAGE_SCORES, SHOWN, predict, predict_set
+from mtl_utils.evaluation import IMAGE_SCORES, SHOWN, predict, predict_sets
 from mtl_utils.plots.style import SMALLEST_TEXT
 from mtl_utils.tasks import IGNORE, TASK_NAMES, TASKS, VOC_CLASSES, Classes, Task, learned_by, stage_number, voc_palette
 from mtl_utils.transforms import strong_augmentation
@@ -197,9 +197,9 @@ def prediction_grid(model: nn.Module, dataset: MiniSet, size: int, count: int = 
     figure, axes = make_grid(2, count, (10, 4.8))
     indices = evenly_spaced(dataset, count)
     images = [dataset[index][0] for index in indices]
-    predictions = predict(model, dataset.task, images, size)
+    predictions = predict(model, images, size)
     for column, index, prediction in zip(axes.T, indices, predictions, strict=True):
-        draw_pair(column, dataset, index, prediction)
+        draw_pair(column, dataset, index, prediction.of(dataset.task))
     label_row(axes[0, 0], "truth")
     label_row(axes[1, 0], "prediction")
     return figure
@@ -253,12 +253,13 @@ def exemplar_grid(samples: dict[Task, list[Sample]], classes: Classes, count: in
     return figure
 
 
-def best_and_worst(model: nn.Module, datasets: Sets, sizes: dict[Task, int]) -> Figure:
+def best_and_worst(model: nn.Module, datasets: Sets, size: int) -> Figure:
     """For each task by row the image that is predicted best and the one predicted worst, label beside prediction."""
     figure, axes = make_grid(len(TASKS), 4, (7, 5))
+    predictions_of_task = predict_sets(model, list(datasets.values()), size)
     for row, (task, dataset) in zip(axes, datasets.items(), strict=True):
         label_row(row[0], TASK_NAMES[task])
-        predictions = predict_set(model, dataset, sizes[task])
+        predictions = predictions_of_task[task]
         scores = image_scores(dataset, predictions)
         best = int(np.argmax(scores))
         worst = int(np.argmin(scores))
@@ -282,17 +283,17 @@ def image_scores(dataset: MiniSet, predictions: Sequence[Prediction]) -> list[fl
 # ---- grids with a column for each stage
 
 
-def stage_grid(models: Models, datasets: Sets, sizes: dict[Task, int], index: int) -> Figure:
+def stage_grid(models: Models, datasets: Sets, size: int, index: int) -> Figure:
     """One image of each task by row: its label, and what the model of each stage predicts."""
     figure, axes = make_grid(len(TASKS), 1 + len(models), (8.4, 5.5))
     for row, (task, dataset) in zip(axes, datasets.items(), strict=True):
-        draw_stages(row, models, dataset, sizes[task], index % len(dataset))
+        draw_stages(row, models, dataset, size, index % len(dataset))
         label_row(row[0], TASK_NAMES[task])
     label_stages(axes[0], models)
     return figure
 
 
-def run_grid(runs: Mapping[str, Models], datasets: Sets, sizes: dict[Task, int], index: int) -> Figure:
+def run_grid(runs: Mapping[str, Models], datasets: Sets, size: int, index: int) -> Figure:
     """The same image of each set through the stages of several runs (label: models), one run below another."""
     rows = []
     for dataset in datasets.values():
@@ -301,7 +302,7 @@ def run_grid(runs: Mapping[str, Models], datasets: Sets, sizes: dict[Task, int],
     columns = 1 + max(len(models) for models in runs.values())
     figure, axes = make_grid(len(rows), columns, (8.4, 1.75 * len(rows)))
     for row, (label, models, dataset) in zip(axes, rows, strict=True):
-        draw_stages(row, models, dataset, sizes[dataset.task], index % len(dataset))
+        draw_stages(row, models, dataset, size, index % len(dataset))
         label_row(row[0], label)
     label_stages(axes[0], models)
     return figure
@@ -314,8 +315,8 @@ def draw_stages(row: np.ndarray, models: Models, dataset: MiniSet, size: int, in
     draw_sample(row[0], dataset, index)
     for axis, (stage, model) in zip(row[1:], models.items(), strict=True):
         if task in learned_by(stage):
-            prediction = predict(model, task, [image], size)[0]
-            draw_prediction(axis, task, image, prediction, dataset.classes)
+            prediction = predict(model, [image], size)[0]
+            draw_prediction(axis, task, image, prediction.of(task), dataset.classes)
         else:
             axis.text(0.5, 0.5, "not learned yet", ha="center", va="center", color="0.5", fontsize=9)
             axis.set_axis_off()

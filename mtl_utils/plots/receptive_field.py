@@ -8,11 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
 
 from mtl_utils.detection import STRIDE
-from mtl_utils.model import UnifiedModel
+from mtl_utils.model import UnifiedModel, whole_input
 from mtl_utils.plots.pictures import draw_image
-from mtl_utils.transforms import eval_transform, to_batch
+from mtl_utils.transforms import to_batch
 
 SHARES = {0.5: "-", 0.9: "--"}  # of all influence, and the lines of the squares that hold it
 LEAST_INFLUENCE = 1e-8  # so that a pixel without influence has a logarithm
@@ -26,7 +27,7 @@ def influence(model: UnifiedModel, images: Tensor) -> Tensor:
     """
     device = next(model.parameters()).device
     images = images.to(device).requires_grad_()
-    features = model.eval().head_features(images)  # (B, C, h, w)
+    features = model.eval().head_features(images, whole_input(images))  # (B, C, h, w)
     height, width = features.shape[2:]
     middle_cell = features[:, :, height // 2, width // 2]
     (gradient,) = torch.autograd.grad(middle_cell.sum(), images)
@@ -49,9 +50,11 @@ def square_with(shares: Tensor, share: float) -> int:
 def receptive_field(model: UnifiedModel, images: Sequence[Tensor], size: int) -> Figure:
     """How far the middle cell of the head sees: an image with squares that hold half and nine tenths, and the map.
 
-    `images` are (3, H, W) uint8, at least one; the map is their mean, after a centre crop of `size` pixels.
+    `images` are (3, H, W) uint8, at least one; the map is their mean, after a centre crop to a square of `size` pixels.
     """
-    batch = to_batch(images, eval_transform("cls", size))
+    # squares are letterboxed without grey
+    squares = [TF.center_crop(image, [min(image.shape[-2:])]) for image in images]
+    batch, _ = to_batch(squares, size)
     shares = influence(model, batch)
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.9), layout="constrained")
     first_image = (batch[0].detach() * 255).byte()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtl_utils import files
-from mtl_utils.experiments import plans, tables
+from mtl_utils.experiments import plans, sizes, tables
 from mtl_utils.experiments.results import RunSummary, alone_values, read_results
 from mtl_utils.files import UserError
 from mtl_utils.forgetting import Drop, drops, five_percent_rule, verdict_text
@@ -22,54 +22,93 @@ class Wording:
     """What one README says around its numbers; a word in braces stands for a number."""
 
     header: tuple[str, ...]  # of the results table
-    headline: str
+    model: str  # what the model costs
+    one_seed: str  # what the default reaches, where it was run with one seed
+    seeds: str  # the same as a mean over several
     run: str  # about the committed run
-    retention: str  # about the default's means over seeds
+    retention: str  # final values beside the single-task baselines
+    sizes: str  # header of the first column of the table of input sizes
     comma: str  # between the numbers of two tasks
     space: str  # between two sentences
 
 
 ENGLISH = Wording(
-    header=("after stage 3", "floor", "single-task", "own stage", "final", "drop", "of baseline", "verdict"),
-    headline=(
-        "{parameters:.1f} M parameters (8 M are allowed). Mean ± standard deviation over {seeds} seeds on the real "
-        "mini sets: {scores}. The assignment's 5 % rule against single-task training: {verdict} in the mean, and for "
-        "{passed} of {seeds} seeds by themselves."
+    header=(
+        "after stage 3",
+        "floor",
+        "before any stage",
+        "single-task",
+        "own stage",
+        "final",
+        "drop",
+        "of baseline",
+        "verdict",
+    ),
+    model=(
+        "{parameters:.1f} M parameters (8 M are allowed). One forward of one {size} × {size} input gives all three "
+        "answers: {forwards:.0f} forward a photograph, counted in the evaluation."
+    ),
+    one_seed=(
+        "One seed so far, on the real mini sets: {scores}. The assignment's 5 % rule against single-task training: "
+        "{verdict}."
+    ),
+    seeds=(
+        "Mean ± standard deviation over {seeds} seeds on the real mini sets: {scores}. The assignment's 5 % rule "
+        "against single-task training: {verdict} in the mean, and for {passed} of {seeds} seeds by themselves."
     ),
     run=(
         "The table is one run: profile `{profile}`, seed {seed}, start `{start}`, {minutes} minutes of training for "
         "the three stages ({device})."
     ),
     retention=(
-        "Over {seeds} seeds, the final value in per cent of the single-task baseline [95 % interval over val images]: "
+        "The final value in per cent of the single-task baseline [95 % interval over val images; seeds: {seeds}]: "
         "{retention}."
     ),
+    sizes="input, pixels",
     comma=", ",
     space=" ",
 )
 CHINESE = Wording(
-    header=("階段 3 之後", "簡單預測分數", "單任務", "該階段結束時", "最終", "下降", "與基準之比", "判定"),
-    headline=(
-        "{parameters:.1f} M 個參數（上限 8 M）。真實資料上 {seeds} 個種子的平均 ± 標準差：{scores}。"
+    header=(
+        "階段 3 之後",
+        "簡單預測分數",
+        "任何階段之前",
+        "單任務",
+        "該階段結束時",
+        "最終",
+        "下降",
+        "與基準之比",
+        "判定",
+    ),
+    model=(
+        "{parameters:.1f} M 個參數（上限 8 M）。一個 {size} × {size} 的輸入、一次前向傳播，就得到三項答案："
+        "評估時實際計數，每張照片前向傳播 {forwards:.0f} 次。"
+    ),
+    one_seed="真實資料上，目前只有一個種子：{scores}。以單任務訓練為基準的 5 % 規則：{verdict}。",
+    seeds=(
+        "真實資料上 {seeds} 個種子的平均 ± 標準差：{scores}。"
         "以單任務訓練為基準的 5 % 規則：平均 {verdict}；逐一來看，{seeds} 個種子中有 {passed} 個通過。"
     ),
     run=(
         "表中為單次執行的結果：設定檔 `{profile}`、種子 {seed}、起始權重 `{start}`，"
         "三個階段的訓練時間為 {minutes} 分鐘（{device}）。"
     ),
-    retention="{seeds} 個種子的最終值佔單任務基準的百分比［對 val 影像重抽的 95 % 區間］：{retention}。",
+    retention="最終值佔單任務基準的百分比［對 val 影像重抽的 95 % 區間；種子數 {seeds}］：{retention}。",
+    sizes="輸入（像素）",
     comma="、",
     space="",
 )
 READMES = {"README.md": ENGLISH, "README.zh-TW.md": CHINESE}
 STUDY_PAGE = "figures/study/README.md"
 PAGES = (*READMES, STUDY_PAGE)
+NO_RUNS = "No run of this profile has been made with the present network yet."
 STUDIED = ("full", "quick")  # the profiles whose studies are shown; in the last one every run was made
 
 
 def remake_readmes() -> None:
     """Make the generated parts of all pages anew, and the figures of the study in which every run was made."""
-    draw_study(STUDIED[-1])
+    if read_results(files.STUDY_RESULTS / STUDIED[-1]):
+        draw_study(STUDIED[-1])
     for name, wording in READMES.items():
         write_page(name, with_results(read(name), wording))
     write_page(STUDY_PAGE, with_studies(read(STUDY_PAGE)))
@@ -126,13 +165,39 @@ def with_results(text: str, wording: Wording) -> str:
     results = read_results(files.STUDY_RESULTS / metrics.key.settings.profile)
     words = seed_words(results, wording)
 
-    headline = wording.headline.format(parameters=metrics.parameters / 1e6, **words)
+    headline = model_words(metrics, wording) + wording.space + scores_words(words, wording)
     table = results_table(metrics, results, wording)
     retention = wording.retention.format(**words)
     about = about_run(metrics, wording) + wording.space + retention
 
     text = between(text, "headline", headline)
+    text = between(text, "sizes", sizes_table(metrics, wording))
     return between(text, "results", f"{table}\n\n{about}")
+
+
+def model_words(metrics: RunMetrics, wording: Wording) -> str:
+    """What the committed model costs."""
+    final = metrics.stage_metrics[TASKS[-1]]
+    return wording.model.format(
+        parameters=metrics.parameters / 1e6,
+        size=metrics.key.settings.eval_size,
+        forwards=final[TASKS[0]].forwards,
+    )
+
+
+def scores_words(words: dict[str, str], wording: Wording) -> str:
+    """What the default reaches, in the words for one seed or for several."""
+    sentence = wording.one_seed if words["seeds"] == "1" else wording.seeds
+    return sentence.format(**words)
+
+
+def sizes_table(metrics: RunMetrics, wording: Wording) -> str:
+    """The committed model's metrics and milliseconds at several sizes of the input."""
+    table = sizes.size_table(sizes.read_sizes(files.COMMITTED_SIZES), metrics.key.settings.eval_size)
+    rows = [[wording.sizes, *table.columns]]
+    for name in table.index:
+        rows.append([name, *table.loc[name]])
+    return markdown(rows)
 
 
 def seed_words(results: list[RunSummary], wording: Wording) -> dict[str, str]:
@@ -173,14 +238,15 @@ def results_table(metrics: RunMetrics, results: list[RunSummary], wording: Wordi
     single = alone_values(results, metrics.key.settings.seed)
     rows = [list(wording.header)]
     for own in drops(metrics.stage_metrics):
-        rows.append(results_row(own, single.get(own.task)))
+        rows.append(results_row(own, single.get(own.task), metrics.before[own.task].value))
     return markdown(rows)
 
 
-def results_row(own: Drop, single: float | None) -> list[str]:
+def results_row(own: Drop, single: float | None, before: float) -> list[str]:
     """One row of the table: drop and verdict are against the larger of the two baselines.
 
     own: the rule against the value at the task's own stage. single: the single-task baseline, None without such a run.
+    before: the metric before any stage.
     """
     baselines = [own.baseline]
     if single is not None:
@@ -190,6 +256,7 @@ def results_row(own: Drop, single: float | None) -> list[str]:
     return [
         METRIC_NAMES[own.task],
         f"{drop.floor:.3f}",
+        f"{before:.3f}",
         tables.MISSING if single is None else f"{single:.3f}",
         f"{own.baseline:.3f}",
         f"{drop.final:.3f}",
@@ -211,7 +278,9 @@ def with_studies(text: str) -> str:
 
 
 def evidence_table(results: list[RunSummary]) -> str:
-    """The runs of one profile as markdown."""
+    """The runs of one profile as markdown; a sentence where there is none."""
+    if not results:
+        return NO_RUNS
     table = tables.evidence_table(results).fillna(tables.MISSING)
     rows = [["run", *table.columns]]
     for name in table.index:

@@ -29,6 +29,7 @@ def take_over(run: Path) -> None:
 
     copies = {
         run / "metrics.json": files.COMMITTED_METRICS,
+        run / "sizes.json": files.COMMITTED_SIZES,
         run / f"{stage_name(TASKS[-1])}.pt": files.COMMITTED_WEIGHTS,
     }
     for name in shown_figures():

@@ -6,26 +6,20 @@ from mtl_utils.remedies.derpp import DarkExperienceReplay
 from mtl_utils.remedies.ewc import ElasticWeightConsolidation
 from mtl_utils.remedies.had import HeterogeneityAware
 from mtl_utils.remedies.lwf import LearningWithoutForgetting
-from mtl_utils.remedies.stage0 import Stage0Distillation
 from mtl_utils.replay import ReplayBuffer
 from mtl_utils.settings import Settings
 from mtl_utils.tasks import Task
 from mtl_utils.training import Remedy
-from mtl_utils.weights import StartingWeights
 
 
-def make_remedies(
-    settings: Settings, model: UnifiedModel, task: Task, buffer: ReplayBuffer, start: StartingWeights
-) -> list[Remedy]:
+def make_remedies(settings: Settings, model: UnifiedModel, task: Task, buffer: ReplayBuffer) -> list[Remedy]:
     """The remedies that the settings ask for, for a stage that starts from `model` and `buffer`.
 
-    `start`: the weights that the run started from. Raises UserError when DER++ has fewer than two images to share out.
+    Raises UserError when DER++ has fewer than two images to share out.
     """
     if settings.derpp_weight and settings.replay_per_task < 2:
         raise UserError("DER++ replays labels and stored outputs by halves: set Settings.replay_per_task to 2 or more.")
     remedies: list[Remedy] = []
-    if settings.stage0_distillation and start.content is not None and start.has_stage0:
-        remedies.append(Stage0Distillation(settings.stage0_distillation, start.content))
     if settings.joint:  # all tasks are learned at once: none is an earlier one
         return remedies
     has_teacher = bool(settings.earlier(task))  # the first stage has no previous model

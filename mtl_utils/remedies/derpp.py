@@ -8,7 +8,7 @@ from mtl_utils.model import UnifiedModel, task_channels
 from mtl_utils.replay import collect_head_features
 from mtl_utils.tasks import Task
 from mtl_utils.training import Remedy, Trainer, replayed_with_logits
-from mtl_utils.transforms import collate, eval_transform
+from mtl_utils.transforms import Letterbox, collate, to_device
 
 
 class DarkExperienceReplay(Remedy):
@@ -34,8 +34,9 @@ class DarkExperienceReplay(Remedy):
         settings = trainer.settings
         count = replayed_with_logits(settings)
         samples, stored = trainer.buffer.sample_with_logits(task, count, trainer.generator)
-        images, _ = collate(samples, eval_transform(task, settings.train_size[task]), task)
-        features = trainer.model.head_features(images.to(trainer.device))
+        batch = collate(samples, Letterbox(settings.train_size[task]), task)
+        batch = to_device(batch, trainer.device)
+        features = trainer.model.head_features(batch.images, batch.content)
         logits = trainer.model.head.last(features)  # (B, C, h, w)
         stored = stored.to(trainer.device)
         split = trainer.model.head.split
@@ -53,6 +54,6 @@ class DarkExperienceReplay(Remedy):
         if task not in buffer.samples:  # a buffer without capacity
             return
         size = trainer.settings.train_size[task]
-        features = collect_head_features(model, buffer.samples[task], task, size, trainer.device)
+        features, _ = collect_head_features(model, buffer.samples[task], size, trainer.device)
         logits = model.head.last(features.to(trainer.device))
         buffer.stored_logits[task] = logits.half().cpu()

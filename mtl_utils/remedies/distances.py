@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtl_utils.detection import BOX, CLASSES, CONFIDENCE
-from mtl_utils.model import mean_over_cells
 from mtl_utils.tasks import Task
 
 TEMPERATURE = 2.0  # of soft targets (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; LwF uses 2)
@@ -56,11 +55,9 @@ def detection_distance(student: Tensor, teacher: Tensor, class_distance: ClassDi
 
 
 def distillation_distance(task: Task, student: Tensor, teacher: Tensor, class_distance: ClassDistance) -> Tensor:
-    """Distance of one task's channels (B, C, h, w): (B, h, w), or (B,) for classification, which is of the image."""
+    """Distance (B, h, w) of one task's channels (B, C, h, w); of image logits (B, C), for classification, (B,)."""
     if task == "det":
         return detection_distance(student, teacher, class_distance)
-    if task == "cls":
-        return class_distance(mean_over_cells(student), mean_over_cells(teacher))
     return class_distance(student, teacher)
 
 
@@ -78,12 +75,10 @@ def mean_distance(task: Task, distances: Tensor, teacher: Tensor) -> Tensor:
 def pseudo_labels(task: Task, teacher: Tensor) -> Tensor:
     """The class that the teacher predicts for each cell or image; for detection 1 for an object, 0 for background.
 
-    teacher: one task's channels (B, C, h, w). Returns int64, (B, h, w) or, for classification, (B,).
+    teacher: one task's channels (B, C, h, w), or image logits (B, C). Returns int64, (B, h, w) or (B,).
     """
     if task == "det":
         return (teacher[:, CONFIDENCE].sigmoid() > PSEUDO_OBJECT).long()
-    if task == "cls":
-        return mean_over_cells(teacher).argmax(1)
     return teacher.argmax(1)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mtl_utils.model import UnifiedModel
 from mtl_utils.training import Remedy, TaskLoss, Trainer
-from mtl_utils.transforms import Batch, collate, eval_transform, to_device
+from mtl_utils.transforms import Batch, Letterbox, collate, to_device
 
 
 class ElasticWeightConsolidation(Remedy):
@@ -49,13 +49,14 @@ class ElasticWeightConsolidation(Remedy):
 def fisher_information(model: nn.Module, batches: Iterable[Batch], loss: TaskLoss) -> dict[str, Tensor]:
     """Diagonal of the empirical Fisher information: mean squared gradient over batches of one image.
 
-    batches: (images (1, 3, H, W), targets) pairs; loss: of (outputs, targets). Returns float32 tensors by name.
+    loss: of (outputs, targets). Returns float32 tensors by name.
     """
     total = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
     count = 0
-    for images, targets in batches:
+    for batch in batches:
         model.zero_grad(set_to_none=True)
-        loss(model(images), targets).backward()
+        outputs = model(batch.images, batch.content)
+        loss(outputs, batch.targets).backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 total[name] += parameter.grad.square()
@@ -71,7 +72,6 @@ def task_fisher(trainer: Trainer, model: UnifiedModel) -> dict[str, Tensor]:
 
 def single_images(trainer: Trainer) -> Iterator[Batch]:
     """Batches of one training image each, on the trainer's device."""
-    transform = eval_transform(trainer.task, trainer.settings.train_size[trainer.task])
+    letterbox = Letterbox(trainer.settings.train_size[trainer.task])
     for sample in trainer.dataset.samples:
-        images, targets = collate([sample], transform, trainer.task)
-        yield images.to(trainer.device), to_device(targets, trainer.device)
+        yield to_device(collate([sample], letterbox, trainer.task), trainer.device)

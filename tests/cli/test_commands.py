@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,8 +18,9 @@ from mtl_utils import files, weights
 from mtl_utils.cli import evaluate, research
 from mtl_utils.cli import main as cli_main
 from mtl_utils.cli import run as cli_run
-from mtl_utils.experiments import benchmark, pretraining, runner
+from mtl_utils.experiments import benchmark, runner
 from mtl_utils.files import PROJECT
+from mtl_utils.model import UnifiedModel
 from mtl_utils.prepare.root import Root
 from mtl_utils.publish import links, readme
 from mtl_utils.publish import log as run_log
@@ -30,7 +30,6 @@ from mtl_utils.stages import run_stage
 
 TINY = replace(
     PROFILES["smoke"],
-    widths="paper",
     train_size=dict(seg=64, det=64, cls=32),
     epochs=dict(seg=1, det=1, cls=1),
     batch_size=dict(seg=2, det=2, cls=2),
@@ -92,8 +91,16 @@ def test_marks_are_the_values_of_the_run(trained, tiny_root, tmp_path):
     assert marks(trained / "stage3_classification.pt", tiny_root, "--json", str(tmp_path / "marks.json")) == 0
     found = json.loads((tmp_path / "marks.json").read_text())["tasks"]
     expected = json.loads((trained / "metrics.json").read_text())["stages"]["cls"]["metrics"]
+    breakdown = found["det"].pop("breakdown")
     assert found == expected
     assert len(found["seg"]["per_class"]) == 21
+    assert breakdown["mAP@50"] == pytest.approx(found["det"]["mAP@50"])
+
+
+def test_marking_costs_one_forward_an_image(trained, tiny_root, tmp_path):
+    assert marks(trained / "stage3_classification.pt", tiny_root, "--json", str(tmp_path / "marks.json")) == 0
+    found = json.loads((tmp_path / "marks.json").read_text())["tasks"]
+    assert {task: values["forwards"] for task, values in found.items()} == {"seg": 1, "det": 1, "cls": 1}
 
 
 @pytest.mark.parametrize(("tasks", "names"), [("seg", ["mIoU"]), ("cls,det", ["mAP", "mAP@50", "Top-1"])])
@@ -191,15 +198,6 @@ def test_a_named_run_lies_in_the_folder_of_runs(tiny_root, tmp_path, monkeypatch
     assert cli_run.open_run(cli_main.make_parser().parse_args(words)).folder == tmp_path / "elsewhere" / "mine"
 
 
-def test_stage_0_keeps_its_state_in_the_folder_of_runs(tiny_root, tmp_path, monkeypatch):
-    asked = []
-    card = SimpleNamespace(top1=0.5, classes=10, minutes=1.0)
-    monkeypatch.setenv("MTL_RUNS", str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(pretraining, "pretrain", lambda *arguments: asked.append(arguments) or card)
-    assert cli_main.main(["pretrain", "--images", str(tiny_root), "--out", str(tmp_path / "x.pt")]) == 0
-    assert asked == [([tiny_root], "mobilenetv2", 3, tmp_path / "x.pt", tmp_path / "elsewhere" / "stage0")]
-
-
 @pytest.mark.parametrize("kind", ["real", "synthetic"])
 def test_a_study_lies_in_the_folder_of_runs(kind, tiny_root, tmp_path, monkeypatch):
     """Its results too, where they rest on rendered pictures."""
@@ -238,25 +236,35 @@ def test_fold_makes_a_root_of_the_training_set(tiny_root, tmp_path, capsys):
 @pytest.mark.slow
 def test_bench_names_a_ratio_for_every_stage(tiny_profile, tiny_root, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "throughput", partial(benchmark.throughput, steps=1))
+    times = benchmark.Timings(ours=200.4, ours_bfloat16=100, reference=400, reference_bfloat16=300)
+    timed = []
+    monkeypatch.setattr(benchmark, "beside_efficientnet_b0", lambda model: timed.append(model) or times)
+    monkeypatch.setattr(files, "COMMITTED_WEIGHTS", Path("nowhere"))
     assert cli_main.main(["bench", "--profile", "smoke", "--data-root", str(tiny_root)]) == 0
-    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [isinstance(model, UnifiedModel) for model in timed] == [True]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:4] == [
+        "our prediction, all answers read: 200 in float32, 100 in bfloat16",
+        "EfficientNet-B0's features alone: 400 in float32, 300 in bfloat16",
+        "ours by EfficientNet-B0 in float32: 0.50, in bfloat16 0.25",
+    ]
+    lines = lines[5:]
     assert [line.split()[0] for line in lines] == ["segmentation", "detection", "classification"]
     assert all(line.endswith("%") for line in lines)
 
 
-@pytest.mark.slow
-def test_pretrain_then_train_from_it(tiny_profile, tiny_root, tmp_path, capsys, monkeypatch):
-    images, out = tiny_root / "imagenette_160" / "train", tmp_path / "stage0.pt"
-    monkeypatch.setattr(pretraining, "BATCH", 4)
-    command = ["pretrain", "--images", str(images), "--widths", "paper", "--epochs", "1", "--out", str(out)]
-    assert cli_main.main(command) == 0
-    assert "of 10 classes" in capsys.readouterr().out
-    monkeypatch.setenv(weights.VARIABLE, str(out))
+def test_a_run_starts_from_the_weights_that_the_project_holds(tiny_profile, tiny_root, tmp_path, monkeypatch):
+    monkeypatch.delenv(weights.VARIABLE)
     stop_after_a_stage(monkeypatch)
-    assert cli_main.main(["train", "--profile", "smoke", "--name", "pretrained", "--data-root", str(tiny_root)]) == 130
-    assert json.loads((tmp_path / "runs" / "pretrained" / "metrics.json").read_text())["initial_weights"].startswith(
-        "stage0.pt "
-    )
+    assert cli_main.main(["train", "--profile", "smoke", "--name", "x", "--data-root", str(tiny_root)]) == 130
+    label = json.loads((tmp_path / "runs" / "x" / "metrics.json").read_text())["initial_weights"]
+    assert label == weights.find_starting_weights().label and label.startswith("efficientnet_lite0.pt ")
+
+
+def test_stage_0_is_no_command_any_more(capsys):
+    with pytest.raises(SystemExit):
+        cli_main.main(["pretrain", "--images", "x"])
+    assert "invalid choice: 'pretrain'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -317,7 +325,7 @@ def every_parser(parser):
 
 def test_every_option_has_a_help_text():
     parsers = [*every_parser(cli_main.make_parser()), evaluate.make_parser()]
-    assert len(parsers) == 16
+    assert len(parsers) == 15
     for parser in parsers:
         parser.format_help()
         options = [action for action in parser._actions if not isinstance(action, argparse._SubParsersAction)]

@@ -33,6 +33,7 @@ def run(name, rows, draws=None, seed=0, changes=None, floor=0.0):
         source="by hand",
         device="cpu",
         minutes={},
+        before={"seg": 0.03, "det": 0.0, "cls": 0.12},
         metrics=metrics,
         val_curve={},
         bootstrap_draws=draws,
@@ -135,7 +136,8 @@ def test_seeds_are_judged_one_by_one():
 def test_the_table_as_markdown():
     lines = readme.evidence_table(RESULTS).splitlines()
     assert lines[0].startswith("| run | seeds | mIoU |")
-    assert len(lines) == 3 and lines[2].startswith("| `replay` | 1 | 0.480 | 96.0 [96, 96] |")
+    assert len(lines) == 4 and lines[3].startswith("| `replay` | 1 | 0.480 | 96.0 [96, 96] |")
+    assert lines[2].startswith("| `before any stage` | 1 | 0.030 | – | 0.000 | – | 0.120 | – |")
     assert len({line.count("|") for line in lines}) == 1
 
 
@@ -153,7 +155,7 @@ def test_the_rule_asks_for_both_baselines():
 
     results = [REPLAY, ALONE_DET, ALONE_CLS, with_final("good", 0.24, 0.25), with_final("below alone", 0.23, 0.23)]
     results += [with_final("forgot", 0.25, 0.3)]
-    verdicts = tables.evidence_table(results)["5 % rule"]
+    verdicts = tables.evidence_table(results)["5 % rule"].drop(tables.BEFORE)
     assert verdicts.to_dict() == {"replay": "❌ FAIL", "good": "✅ PASS", "below alone": "❌ FAIL", "forgot": "❌ FAIL"}
     assert tables.evidence_table([REPLAY, ALONE_DET]).loc["replay", "5 % rule"] == "–", "no baseline of the third task"
 
@@ -230,11 +232,30 @@ def test_the_values_alone_are_those_of_the_seed():
 
 def test_the_table_has_a_row_for_each_kind_of_run_with_all_tasks():
     table = tables.evidence_table([*RESULTS, run("joint", {"cls": {"seg": 0.55, "det": 0.26, "cls": 0.91}})])
-    assert list(table.index) == ["replay", "joint"]
+    assert list(table.index) == ["before any stage", "replay", "joint"]
     assert table.loc["replay", "mAP@50, % of alone"] == "76.0 [76, 76]"
     assert table.loc["replay", "average"] == "0.523"
     assert table.loc["replay", "gain, %"] == "-9.3", "mean of .96, .76 and 1, less one"
     assert table.loc["replay", "forgetting"] == "+0.025" and np.isnan(table.loc["joint", "forgetting"])
+
+
+def test_the_first_row_is_what_the_default_begins_with():
+    """The mean over its seeds, whatever other runs begin with."""
+    second = replace(run("replay", AFTER, seed=1), before={"seg": 0.05, "det": 0.0, "cls": 0.08})
+    other = replace(run("joint", {"cls": {"seg": 0.5, "det": 0.2, "cls": 0.9}}), before=dict.fromkeys(AFTER, 0.9))
+    row = tables.evidence_table([*RESULTS, second, other]).loc["before any stage"]
+    assert row[["seeds", "mIoU", "mAP@50", "Top-1"]].tolist() == [
+        "2",
+        "0.040 ± 0.014",
+        "0.000 ± 0.000",
+        "0.100 ± 0.028",
+    ]
+    assert row.drop(["seeds", "mIoU", "mAP@50", "Top-1"]).isna().all()
+
+
+def test_a_summary_keeps_what_was_there_before():
+    assert REPLAY.as_dict()["before"] == REPLAY.before
+    assert RunSummary.from_dict(REPLAY.as_dict()) == REPLAY
 
 
 def final(name, value, **more):

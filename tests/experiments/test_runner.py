@@ -19,9 +19,8 @@ from mtl_utils.settings import PROFILES
 
 SETTINGS = replace(
     PROFILES["smoke"],
-    widths="paper",
     train_size=dict(seg=64, det=64, cls=32),
-    eval_size=dict(seg=64, det=64, cls=32),
+    eval_size=64,
     epochs=dict(seg=2, det=1, cls=1),
     batch_size=dict(seg=2, det=2, cls=2),
     buffer_size=6,
@@ -72,6 +71,9 @@ def test_every_run_leaves_a_summary(done):
     }
     assert all(len(values) == 1000 for draws in summary["bootstrap_draws"].values() for values in draws.values())
     assert set(summary["minutes"]) == {"seg", "det", "cls"}
+    assert list(summary["before"]) == ["seg", "det", "cls"]
+    assert result(done, "single-det")["before"].keys() == {"det"}
+    assert result(done, "joint")["before"] == summary["before"], "the same network to begin with"
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.patches import FancyBboxPatch
 
-from mtl_utils.model import UnifiedModel, count_parameters, fold_batchnorm
+from mtl_utils.model import ContentGrid, UnifiedModel, count_parameters, fold_batchnorm, whole_input
 from mtl_utils.plots.diagrams import architecture, layer_table, training_flow
 from mtl_utils.plots.style import use_style
 from mtl_utils.run import Run
@@ -26,7 +26,7 @@ def style():
     plt.close("all")
 
 
-@pytest.fixture(scope="module", params=[("paper", 3, 4), ("mobilenetv2", 10, 10)], ids=lambda p: p[0])
+@pytest.fixture(scope="module", params=[(3, 4), (10, 10)], ids=["few classes", "ten classes"])
 def model(request) -> UnifiedModel:
     return UnifiedModel(*request.param)
 
@@ -60,8 +60,10 @@ def test_table_adds_up_to_the_model(model):
 
 def test_table_shapes_are_those_of_a_forward(model):
     with torch.no_grad():
-        low, middle, deep = model.eval().backbone.trunk(torch.zeros(1, 3, SIZE, SIZE))
-        pooled = model.backbone.pooling(deep)
+        images = torch.zeros(1, 3, SIZE, SIZE)
+        low, middle, deep = model.eval().backbone.trunk(images)
+        grid = ContentGrid(whole_input(images), images.shape[-2:], deep.shape[-2:])
+        pooled = model.backbone.pooling(deep, grid)
         maps = [low, middle, deep, pooled, model.backbone.fusion(low, middle, pooled)]
         for layer in list(model.head)[:2]:
             maps.append(layer(maps[-1]))
@@ -70,9 +72,13 @@ def test_table_shapes_are_those_of_a_forward(model):
 
 
 def test_table_says_what_a_part_is():
-    table = {name: what for name, _, what, _ in layer_table(UnifiedModel("paper", 3, 4), SIZE)}
-    assert table["Learning to downsample"] == "conv 3×3, 2 separable convs"
-    assert table["Head layer 1"] == "conv 3×3, BatchNorm, ReLU6" and table["Head layer 3"] == "conv 1×1"
+    table = {name: what for name, _, what, _ in layer_table(UnifiedModel(3, 4), SIZE)}
+    assert table["Learning to downsample"] == "conv 3×3, 5 bottlenecks"
+    assert table["Deep global features"] == "5 bottlenecks, conv 1×1"
+    assert table["Pyramid pooling"] == "pooled to 1, 2, 3, 6 bins a side, conv 1×1"
+    assert table["Feature fusion"] == "sum of 3 branches"
+    assert table["Head layer 1"] == table["Head layer 2"] == "separable conv" and table["Head layer 3"] == "conv 1×1"
+    assert table["Total"] == "trunk of EfficientNet-Lite0"
 
 
 def test_measuring_leaves_the_model_as_it_was(model):
@@ -93,12 +99,12 @@ def test_architecture_shows_every_count_and_shape(model, size):
     assert f"{total[3]:,} parameters" in shown[0]
     det, seg, cls = model.head.split
     assert {f"5 + {det - 5}", str(seg), str(cls), f"{cls} class scores", f"{seg} × {size} × {size}"} <= set(shown)
-    assert shown.count("skip") == (2 if model.widths == "paper" else 3)
+    assert shown.count("skip") == 3, "strides 8 and 16 into the fusion, and past the head's first layers"
     assert_legible(figure)
 
 
 def test_architecture_of_a_folded_model():
-    model = UnifiedModel("mobilenetv2", 10, 10)
+    model = UnifiedModel(10, 10)
     fold_batchnorm(model)
     shown = " ".join(texts(architecture(model, SIZE)))
     assert f"{count_parameters(model):,} parameters" in shown and "BatchNorm" not in shown

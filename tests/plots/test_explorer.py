@@ -10,7 +10,7 @@ from helpers import CLASSES, ListSet, objects, photo
 from PIL import Image
 from torchvision import tv_tensors
 
-from mtl_utils.evaluation import TaskMetrics
+from mtl_utils.evaluation import Prediction, TaskMetrics
 from mtl_utils.experiments.results import RunSummary
 from mtl_utils.plots import explorer
 from mtl_utils.settings import Settings
@@ -35,15 +35,15 @@ def widget(sets, monkeypatch):
         "labels": torch.tensor([0, 1]),
         "scores": torch.tensor([0.9, 0.4]),
     }
-    predictions = {"seg": torch.ones(40, 40).byte(), "det": detections, "cls": torch.tensor([0.1, 0.2, 0.7])}
+    prediction = Prediction(torch.ones(40, 40).byte(), detections, torch.tensor([0.1, 0.2, 0.7]))
     calls = []
 
-    def predict(model, task, images, size):
-        calls.append((model, task, tuple(images[0].shape), size))
-        return [predictions[task]]
+    def predict(model, images, size):
+        calls.append((model, tuple(images[0].shape), size))
+        return [prediction]
 
     monkeypatch.setattr(explorer, "predict", predict)
-    widget = explorer.Explorer({"det": "old", "cls": "new"}, sets, {"seg": 32, "det": 64, "cls": 96})
+    widget = explorer.Explorer({"det": "old", "cls": "new"}, sets, 64)
     widget.calls = calls
     return widget
 
@@ -57,13 +57,9 @@ def texts(widget):
     return written
 
 
-def test_the_last_stage_predicts_all_tasks_at_their_sizes(widget):
+def test_the_last_stage_predicts_all_tasks_in_one_forward(widget):
     assert widget.stage.value == "cls"
-    assert widget.calls == [
-        ("new", "seg", (3, 40, 40), 32),
-        ("new", "det", (3, 40, 40), 64),
-        ("new", "cls", (3, 40, 40), 96),
-    ]
+    assert widget.calls == [("new", (3, 40, 40), 64)]
     label, prediction = texts(widget)
     assert label == ["bird"]
     assert prediction == ["n3 (0.70)", "cat 0.90", "dog 0.40"]
@@ -72,7 +68,9 @@ def test_the_last_stage_predicts_all_tasks_at_their_sizes(widget):
 def test_an_earlier_stage_predicts_what_it_had_learned(widget):
     widget.calls.clear()
     widget.stage.value = "det"
-    assert [(model, task) for model, task, *_ in widget.calls] == [("old", "seg"), ("old", "det")]
+    assert [model for model, *_ in widget.calls] == ["old"]
+    assert list(widget.predictions(widget.val_image())) == ["seg", "det"]
+    assert texts(widget)[1] == ["", "cat 0.90", "dog 0.40"], "no class yet"
 
 
 def test_controls_change_the_picture(widget):
@@ -122,10 +120,10 @@ def test_your_own_image_uploaded(widget):
     assert widget.note.value == "Upload a picture, or type the path of one."
     widget.calls.clear()
     upload(widget, jpeg(64, 32, turned=True))
-    assert widget.note.value == "" and widget.calls[0][2] == (3, 64, 32), "turned as the camera says"
+    assert widget.note.value == "" and widget.calls[0][1] == (3, 64, 32), "turned as the camera says"
     widget.calls.clear()
     upload(widget, jpeg(3000, 1500))
-    assert widget.calls[0][2] == (3, 512, 1024)
+    assert widget.calls[0][1] == (3, 512, 1024)
     assert len(texts(widget)) == 1, "an own image has no label"
 
 
@@ -134,7 +132,7 @@ def test_your_own_image_by_path(widget, tmp_path):
     widget.source.value = explorer.OWN
     widget.calls.clear()
     widget.path.value = str(tmp_path / "mine.jpg")
-    assert widget.note.value == "" and widget.calls[0][2] == (3, 32, 64)
+    assert widget.note.value == "" and widget.calls[0][1] == (3, 32, 64)
 
 
 def test_what_was_given_last_counts(widget, tmp_path):
@@ -142,9 +140,9 @@ def test_what_was_given_last_counts(widget, tmp_path):
     widget.source.value = explorer.OWN
     widget.path.value = str(tmp_path / "mine.jpg")
     upload(widget, jpeg(32, 96))
-    assert widget.calls[-1][2] == (3, 96, 32) and widget.path.value == ""
+    assert widget.calls[-1][1] == (3, 96, 32) and widget.path.value == ""
     widget.path.value = str(tmp_path / "mine.jpg")
-    assert widget.calls[-1][2] == (3, 32, 64)
+    assert widget.calls[-1][1] == (3, 32, 64)
 
 
 def test_uploads_are_read_in_both_forms_of_ipywidgets():
@@ -192,6 +190,7 @@ def summary(name, **overrides):
         source="",
         device="cpu",
         minutes={},
+        before={},
         metrics={"cls": metrics},
         val_curve={},
         bootstrap_draws={},

@@ -8,6 +8,7 @@ from helpers import CLASSES, ListSet, objects, photo
 from PIL import Image
 from torchvision import tv_tensors
 
+from mtl_utils.evaluation import Prediction
 from mtl_utils.plots import pictures, scores, style
 from mtl_utils.tasks import TASKS
 
@@ -42,8 +43,15 @@ def test_the_best_and_the_worst_image_of_each_task_are_shown(monkeypatch):
         "det": [wrong, right, wrong],
         "cls": list(torch.tensor([[0.4, 0.5, 0.1], [0.9, 0.1, 0.0], [0.1, 0.8, 0.1]])),
     }
-    monkeypatch.setattr(pictures, "predict_set", lambda model, dataset, size: predictions[dataset.task])
-    figure = pictures.best_and_worst(None, sets, dict.fromkeys(TASKS, 32))
+    asked = []
+
+    def predict_sets(model, datasets, size):
+        asked.append(([dataset.task for dataset in datasets], size))
+        return predictions
+
+    monkeypatch.setattr(pictures, "predict_sets", predict_sets)
+    figure = pictures.best_and_worst(None, sets, 32)
+    assert asked == [(list(TASKS), 32)], "all sets at once"
     below = [text for text in texts(figure) if ":" in text]
     assert below == ["best: 1.00", "worst: 0.00", "best: 1.00", "worst: 0.00", "best: 0.80", "worst: 0.10"]
 
@@ -99,10 +107,10 @@ def test_heavy_pictures_are_stored_with_256_colours_and_light_ones_as_they_are(t
 
 
 def test_runs_stand_one_below_another_and_a_task_not_learned_yet_is_said_so(monkeypatch):
-    monkeypatch.setattr(pictures, "predict", lambda model, task, images, size: [torch.eye(3)[model]])
+    monkeypatch.setattr(pictures, "predict", lambda model, images, size: [Prediction(None, None, torch.eye(3)[model])])
     sets = {"cls": ListSet("cls", [(photo(8, 8), {"label": torch.tensor(2)})])}
     runs = {"with replay": {"det": 1, "cls": 2}, "without": {"det": 1, "cls": 0}}
-    figure = pictures.run_grid(runs, sets, {"cls": 8}, index=5)
+    figure = pictures.run_grid(runs, sets, 8, index=5)
     names = CLASSES.names("cls")
     rows = [axis.get_title() or axis.texts[0].get_text() for axis in figure.axes]
     waiting = "not learned yet"

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import CLASSES, photo
 from torch import nn
+from torchvision import tv_tensors
 
 from mtl_utils.evaluation import predict
 from mtl_utils.model import UnifiedModel
@@ -17,7 +18,8 @@ class Average(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1, 3, side, side))
 
-    def head_features(self, images):
+    def head_features(self, images, content):
+        assert content.tolist() == [[0, 0, images.shape[3], images.shape[2]]] * len(images), "no padding"
         return nn.functional.conv2d(images, self.weight, padding=self.weight.shape[-1] // 2)
 
 
@@ -41,10 +43,19 @@ def test_pixels_that_nothing_reads_have_no_influence_and_the_picture_says_both_s
     assert said == ["50% within 7 × 7 pixels", "90% within 9 × 9 pixels"]
 
 
+def test_pictures_are_cropped_to_squares_so_that_no_padding_is_looked_at():
+    """The first picture is shown as it is read: its middle, at the size that was asked for."""
+    image = torch.zeros(3, 64, 128, dtype=torch.uint8)
+    image[:, :, 32:96] = 200
+    figure = receptive_field.receptive_field(Average(9), [tv_tensors.Image(image)], 32)
+    assert (figure.axes[0].images[0].get_array() == 200).all()
+    assert figure.axes[0].images[0].get_array().shape == (32, 32, 3)
+
+
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return UnifiedModel("paper", 3, 3).eval()
+    return UnifiedModel(3, 3).eval()
 
 
 def test_the_maps_are_the_slices_without_the_padding(model):
@@ -56,16 +67,17 @@ def test_the_maps_are_the_slices_without_the_padding(model):
 
 
 def test_the_mean_of_the_classes_map_is_the_prediction(model):
-    image = photo(64, 64)
-    *_, classification = head_maps.head_maps(model, image, 64)
-    answer = predict(model, "cls", [image], 64)[0]
-    assert torch.allclose(classification.mean((1, 2)).softmax(0), answer, atol=1e-5)
+    """The padding of the upright picture is neither in the map nor in the mean."""
+    for image in (photo(64, 64), photo(64, 32)):
+        *_, classification = head_maps.head_maps(model, image, 64)
+        answer = predict(model, [image], 64)[0].probabilities
+        assert torch.allclose(classification.mean((1, 2)).softmax(0), answer, atol=1e-5)
 
 
 def test_the_picture_names_what_wins(model):
-    image, sizes = photo(64, 64), {"seg": 64, "det": 64, "cls": 64}
-    figure = head_maps.map_contents(model, image, sizes, CLASSES)
-    best = CLASSES.names("cls")[int(predict(model, "cls", [image], 64)[0].argmax())]
+    image = photo(64, 64)
+    figure = head_maps.map_contents(model, image, 64, CLASSES)
+    best = CLASSES.names("cls")[int(predict(model, [image], 64)[0].probabilities.argmax())]
     assert f"{best} here?" in figure.axes[2].get_title()
     widths = [bar.get_width() for bar in figure.axes[5].patches]
     assert sum(widths) == pytest.approx(1, abs=1e-4) and len(widths) == 3

@@ -6,6 +6,7 @@ import re
 import shutil
 
 import nbformat
+import numpy as np
 import pytest
 
 from mtl_utils import checkpoint, files, forgetting
@@ -43,7 +44,7 @@ def copied_project(tmp_path, monkeypatch):
     shutil.copytree(files.WEIGHTS_FOLDER, tmp_path / "data" / "weights")
     for page in readme.READMES:
         shutil.copyfile(files.PROJECT / page, tmp_path / page)
-    for name in ("COMMITTED_METRICS", "COMMITTED_WEIGHTS", "STUDY_RESULTS", "NOTEBOOKS"):
+    for name in ("COMMITTED_METRICS", "COMMITTED_SIZES", "COMMITTED_WEIGHTS", "STUDY_RESULTS", "NOTEBOOKS"):
         monkeypatch.setattr(files, name, tmp_path / getattr(files, name).relative_to(files.PROJECT))
     monkeypatch.setattr(files, "PROJECT", tmp_path)
     return tmp_path
@@ -87,11 +88,38 @@ def test_a_changed_study_changes_the_pages(tmp_path, monkeypatch):
     assert "– in the mean, and for 0 of 2 seeds" in text
 
 
+def test_a_changed_table_of_sizes_changes_the_readme(tmp_path, monkeypatch):
+    table = json.loads(files.COMMITTED_SIZES.read_text())
+    table["sizes"][0]["values"]["det"] = 0.1239
+    monkeypatch.setattr(files, "COMMITTED_SIZES", tmp_path / "sizes.json")
+    files.COMMITTED_SIZES.write_text(json.dumps(table))
+    assert "| 0.124 |" in readme.with_results(readme.read("README.md"), readme.ENGLISH)
+
+
+def test_what_the_readme_says_of_its_runs_is_what_they_hold():
+    """The sentences under "What holds" and "What does not": each names its runs."""
+    runs = {run.name: run for run in read_results(files.STUDY_RESULTS / "full") if run.seed == 0}
+    replay = runs["replay"]
+    assert replay.final("det") > runs["single-det"].final("det")
+    assert runs["no-replay"].final("seg") < replay.final("seg") / 2
+    assert round(60 * (runs["single-cls"].final("cls") - replay.final("cls"))) == 2
+    assert np.quantile(replay.final_resamples("cls") / runs["single-cls"].final_resamples("cls"), 0.025) < 0.95
+    row = readme.read("README.md").split("| Top-1 |")[1].splitlines()[0]
+    assert "PASS" in row
+
+
+def test_one_seed_is_not_called_a_mean():
+    words = {"seeds": "1", "scores": "mIoU 0.500", "verdict": "✅ PASS", "passed": "1"}
+    for wording in readme.READMES.values():
+        assert "±" not in readme.scores_words(words, wording)
+        assert "±" in readme.scores_words(words | {"seeds": "3"}, wording)
+
+
 def test_the_verdict_is_against_the_larger_of_both_baselines():
     own = forgetting.five_percent_rule("det", final=0.90, baselines=[0.92], floor=0.0)
-    assert readme.results_row(own, None)[2:] == ["–", "0.920", "0.900", "+0.020", "98 %", "✅ PASS"]
-    assert readme.results_row(own, 0.80)[2:] == ["0.800", "0.920", "0.900", "+0.020", "98 %", "✅ PASS"]
-    assert readme.results_row(own, 1.00)[2:] == ["1.000", "0.920", "0.900", "+0.100", "90 %", "❌ FAIL"]
+    assert readme.results_row(own, None, 0.01)[2:] == ["0.010", "–", "0.920", "0.900", "+0.020", "98 %", "✅ PASS"]
+    assert readme.results_row(own, 0.80, 0.01)[3:] == ["0.800", "0.920", "0.900", "+0.020", "98 %", "✅ PASS"]
+    assert readme.results_row(own, 1.00, 0.01)[3:] == ["1.000", "0.920", "0.900", "+0.100", "90 %", "❌ FAIL"]
 
 
 def test_a_page_without_its_marks_is_refused():
@@ -113,7 +141,7 @@ def test_the_study_holds_the_committed_run():
 def test_the_runs_of_a_study_differ_in_what_they_say_only(profile):
     metrics = json.loads(files.COMMITTED_METRICS.read_text())
     paths = sorted((files.STUDY_RESULTS / profile).glob("*.json"))
-    assert paths
+    assert paths or readme.NO_RUNS in readme.read(readme.STUDY_PAGE)
     for path in paths:
         result = json.loads(path.read_text())
         wanted = get_settings(profile, seed=result["settings"]["seed"], **result["overrides"]).as_dict()
@@ -125,14 +153,14 @@ def test_the_runs_of_a_study_differ_in_what_they_say_only(profile):
 
 
 def test_the_pictures_of_a_study_are_drawn_from_its_files_alone(tmp_path, monkeypatch):
-    shutil.copytree(files.STUDY_RESULTS / "quick", tmp_path / "quick", ignore=shutil.ignore_patterns("*.png"))
+    shutil.copytree(files.STUDY_RESULTS / "full", tmp_path / "full", ignore=shutil.ignore_patterns("*.png"))
     monkeypatch.setattr(files, "STUDY_RESULTS", tmp_path)
-    studies.draw_study("quick")
-    pictures = {path.name: path.read_bytes() for path in (tmp_path / "quick").glob("*.png")}
+    studies.draw_study("full")
+    pictures = {path.name: path.read_bytes() for path in (tmp_path / "full").glob("*.png")}
     assert set(pictures) == {"buffer_sizes.png", "remedies.png"}
-    (tmp_path / "quick" / "no-replay_seed0.json").unlink()
-    studies.draw_study("quick")
-    assert all((tmp_path / "quick" / name).read_bytes() != before for name, before in pictures.items())
+    (tmp_path / "full" / "no-replay_seed0.json").unlink()
+    studies.draw_study("full")
+    assert all((tmp_path / "full" / name).read_bytes() != before for name, before in pictures.items())
 
 
 def test_both_readmes_give_the_same_lines_to_type():
@@ -144,8 +172,8 @@ def test_both_readmes_give_the_same_lines_to_type():
 def test_sentences_are_parted_as_their_language_does():
     """A space after a full stop in English, none after a Chinese one."""
     english, chinese = (readme.with_results(readme.read(name), readme.READMES[name]) for name in readme.READMES)
-    assert "(cpu). Over 3 seeds" in english
-    assert "（cpu）。3 個種子" in chinese
+    assert "(cpu). The final value" in english
+    assert "（cpu）。最終值" in chinese
 
 
 def test_the_last_notebook_shows_the_committed_results():
@@ -243,6 +271,7 @@ def finished_run(tmp_path_factory):
     metrics["stages"]["cls"]["metrics"]["cls"]["Top-1"] = 0.987
     (run / "metrics.json").write_text(json.dumps(metrics))
     (run / "stage3_classification.pt").write_bytes(b"weights")
+    shutil.copyfile(files.COMMITTED_SIZES, run / "sizes.json")
     (run / "figures").mkdir()
     for name in ("architecture.png", "all_curves.png", "with_and_without_replay.png"):
         (run / "figures" / name).write_bytes(name.encode())
