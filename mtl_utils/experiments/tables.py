@@ -100,7 +100,8 @@ def evidence_table(results: list[RunSummary]) -> pd.DataFrame:
     names = run_names(results)
     rows = {name: table_row(results, name) for name in names}
     rows[BEFORE] = before_row(results)  # the columns keep the order of the runs' rows
-    return pd.DataFrame(rows).T.loc[[BEFORE, *names]]
+    table = pd.DataFrame(rows).T.fillna(MISSING)  # columns that do not apply to a row
+    return table.loc[[BEFORE, *names]]
 
 
 def before_row(results: list[RunSummary]) -> dict[str, str]:

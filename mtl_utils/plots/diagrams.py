@@ -92,8 +92,7 @@ def describe(part: nn.Module) -> str:
         bins = ", ".join(str(count) for count in part.BINS)
         return f"pooled to {bins} bins a side, conv 1×1"
     if isinstance(part, FeatureFusion):
-        branches = 2 if part.middle is None else 3
-        return f"sum of {branches} branches"
+        return "sum of 3 branches"
     if isinstance(part, nn.Conv2d):
         return f"conv {part.kernel_size[0]}×{part.kernel_size[1]}"
     if isinstance(part, Bottleneck):

@@ -281,7 +281,7 @@ def evidence_table(results: list[RunSummary]) -> str:
     """The runs of one profile as markdown; a sentence where there is none."""
     if not results:
         return NO_RUNS
-    table = tables.evidence_table(results).fillna(tables.MISSING)
+    table = tables.evidence_table(results)
     rows = [["run", *table.columns]]
     for name in table.index:
         rows.append([f"`{name}`", *table.loc[name]])
