@@ -6,9 +6,10 @@ A sample is (image, target): image is a tv_tensors.Image, (3, H, W) uint8 RGB in
     cls: {"label": () int64}
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torchvision.transforms.v2 import functional as TF
 from tqdm.auto import tqdm
 
 from mtl_utils import layout
+from mtl_utils.coco import Box, CocoSet, Key, Problem, Size, id_text, plain_name, read_set
 from mtl_utils.files import UserError
 from mtl_utils.tasks import FOLDERS, IGNORE, VOC_CLASSES, Classes, Task
 
@@ -31,14 +33,25 @@ MASK_VALUES = (*range(len(VOC_CLASSES)), IGNORE)  # all that a VOC index mask ma
 
 
 def find_classes(root: Path, split: str = "train") -> Classes:
-    """The class lists that the data itself gives: COCO's category table, sorted by id, and the folder names."""
+    """The class lists that the data itself gives: COCO's category table, sorted by id, and the folder names.
+
+    A category without any object that is only the others' supercategory, as some tools write, is no class.
+    """
     path = layout.coco_json(root, split)
-    categories = layout.read_coco(path)["categories"]
+    content = layout.read_coco(path)
+    # what others name as theirs is a group of classes
+    parents = {str(category.get("supercategory")) for category in content["categories"]}
+    used = {id_text(annotation.get("category_id")) for annotation in content["annotations"]}
+    table = []
     try:
-        table = sorted((category["id"], category["name"]) for category in categories)
-        ids, names = zip(*table, strict=True)  # a ValueError where there is no category
+        for category in content["categories"]:
+            key, name = category["id"], category["name"]
+            if name not in parents or id_text(key) in used:
+                table.append((key, name))
+        ids, names = zip(*sorted(table), strict=True)  # a ValueError where there is no category
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} has no valid list of categories: `data check` says what is wrong.") from error
+    # sorted: the labels are the same wherever the data lie
     folders = [folder.name for folder in layout.class_folders(root, split)]
     return Classes(det=names, det_ids=ids, cls=tuple(folders))
 
@@ -76,7 +89,7 @@ class MiniSet(Dataset[Sample]):
         self.classes = classes
         entries = self.entries()
         if not entries:
-            raise UserError(f"{root / FOLDERS[task]} has no {split} images: run `python -m mtl_utils data check`.")
+            raise UserError(f"{self.place} has no {split} images: run `python -m mtl_utils data check`.")
         # decoded once: a mini set takes some hundred MB, and decoding costs more than a training step
         self.ids = [entry.key for entry in entries]
         self.paths = [entry.path for entry in entries]
@@ -96,13 +109,28 @@ class MiniSet(Dataset[Sample]):
         if self.task == "seg":
             return seg_entries(self.root, self.split)
         if self.task == "det":
-            return det_entries(self.root, self.split, self.classes, self.coco)
+            return det_entries(self.coco, self.classes)
         return cls_entries(self.root, self.split, self.classes)
 
     @cached_property
-    def coco(self) -> dict[str, Any]:
+    def coco(self) -> CocoSet:
         """A detection set's COCO JSON, read once; evaluation needs it too."""
-        return layout.read_coco(layout.coco_json(self.root, self.split))
+        content = layout.read_coco(layout.coco_json(self.root, self.split))
+        return read_set(self.root, self.split, content)
+
+    @property
+    def place(self) -> Path:
+        """The folder of the photographs, for messages."""
+        return layout.split_folder(self.root, self.task, self.split)
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether anything is labelled: a pixel that is not IGNORE, an object that is no crowd."""
+        if self.task == "seg":
+            return any(bool((target["mask"] != IGNORE).any()) for _, target in self.samples)
+        if self.task == "det":
+            return any(not bool(target["crowd"].all()) for _, target in self.samples)
+        return len(self.samples) > 0  # every photograph lies in a class folder
 
     @property
     def nbytes(self) -> int:
@@ -117,7 +145,7 @@ class MiniSet(Dataset[Sample]):
 class BoxRow(NamedTuple):
     """One object of a COCO JSON."""
 
-    xywh: tuple[float, float, float, float]  # left, top, width, height in pixels
+    xywh: Box
     label: int  # class index
     crowd: bool  # a group that is outlined as one: neither object nor background
 
@@ -125,9 +153,10 @@ class BoxRow(NamedTuple):
 class Entry(NamedTuple):
     """One image of a set that is not decoded yet."""
 
-    key: str | int  # COCO's image id, else the name
+    key: Key  # COCO's image id, else the name
     path: Path
     label: Path | list[BoxRow] | int  # the mask's path (seg), the objects (det), the class index (cls)
+    size: Size | None = None  # width and height that the labels were drawn for, where a file says so
 
 
 def seg_entries(root: Path, split: str) -> list[Entry]:
@@ -140,54 +169,50 @@ def seg_entries(root: Path, split: str) -> list[Entry]:
     return entries
 
 
-def det_entries(root: Path, split: str, classes: Classes, coco: dict[str, Any]) -> list[Entry]:
+def det_entries(coco: CocoSet, classes: Classes) -> list[Entry]:
     """Every COCO image with its objects, class indices instead of category ids, in the order of the JSON.
 
-    Raises UserError where the JSON is faulty, names an image that is missing or a class the model does not have.
+    Raises UserError where a fault could change a metric, and where an object has a class that the model does not have.
     """
-    path = layout.coco_json(root, split)
-    try:
-        check_categories(path, coco, classes)
-        photos = find_photos(root, split, coco)
-        objects: dict[int, list[BoxRow]] = {key: [] for key in photos}
-        for annotation in coco["annotations"]:  # crowds too: evaluation and the loss need them
-            image = annotation["image_id"]
-            if image not in objects or annotation["category_id"] not in classes.det_ids:
-                number = annotation.get("id")
-                raise UserError(f"{path}: annotation {number} names no known image or category: see `data check`.")
-            objects[image].append(box_row(annotation, classes))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is faulty ({error!r}): `python -m mtl_utils data check` lists all faults.") from error
-    return [Entry(key, photo, objects[key]) for key, photo in photos.items()]
+    raise_first(coco.problems)  # what `data check` would list
+    labels = class_labels(coco, classes)
+    # an image without objects is an image all the same
+    objects: dict[Key, list[BoxRow]] = {photo.key: [] for photo in coco.photos if photo.key is not None}
+    for found in coco.objects:
+        objects[found.photo].append(BoxRow(found.box, labels[found.category], found.crowd))
+    entries = []
+    for photo in coco.photos:
+        assert photo.key is not None and photo.file is not None, "else there were a problem"
+        entries.append(Entry(photo.key, photo.file, objects[photo.key], photo.size))
+    return entries
 
 
-def check_categories(path: Path, coco: dict[str, Any], classes: Classes) -> None:
-    """Raise UserError where the JSON has a category, an id with its name, that the model was not built for."""
-    # id and name together, so that a set in another order is not taken for this one
-    present = {(category["id"], category["name"]) for category in coco["categories"]}
-    known = set(zip(classes.det_ids, classes.det, strict=True))
-    if not present <= known:
-        raise UserError(f"{path} has categories the model was not trained for: take a model for {sorted(present)}.")
+def raise_first(problems: Sequence[Problem]) -> None:
+    """Raise UserError for the first of some problems, with the number of the others."""
+    if not problems:
+        return
+    # one sentence: the first is enough to act on
+    first = problems[0]
+    others = f" ({len(problems) - 1} more faults: `data check` lists all)" if len(problems) > 1 else ""
+    raise UserError(f"{first.path}: {first.text}{others}: {first.remedy}.")
 
 
-def find_photos(root: Path, split: str, coco: dict[str, Any]) -> dict[int, Path]:
-    """The photograph of each image id. Raises UserError for the first that is missing."""
-    photos = {}
-    for image in coco["images"]:
-        photo = layout.coco_image(root, split, image["file_name"])
-        if photo is None:  # nowhere below the set's folder
-            path = layout.coco_json(root, split)
-            raise UserError(f"{image['file_name']}, which {path} lists, is missing: fetch it or take it out.")
-        photos[image["id"]] = photo
-    return photos
+def class_labels(coco: CocoSet, classes: Classes) -> dict[str, int]:
+    """The model's class index of every category that some object has. Classes are told by their names, not by ids.
 
-
-def box_row(annotation: dict[str, Any], classes: Classes) -> BoxRow:
-    """One annotation; its category is known."""
-    left, top, width, height = map(float, annotation["bbox"])
-    label = classes.det_ids.index(annotation["category_id"])  # COCO's ids have gaps, indices have none
-    crowd = bool(annotation.get("iscrowd", 0))  # other tools leave it out
-    return BoxRow((left, top, width, height), label, crowd)
+    Raises UserError for a category that the model was not trained for.
+    """
+    # ids differ from tool to tool, names do not
+    index_of = {plain_name(name): index for index, name in enumerate(classes.det)}
+    labels = {}
+    for name in coco.category_ids:
+        if plain_name(name) not in index_of:
+            known = ", ".join(classes.det)
+            raise UserError(
+                f"{coco.path} has objects of the class {name!r}, and the model was trained for {known}: remove them."
+            )
+        labels[name] = index_of[plain_name(name)]
+    return labels
 
 
 def cls_entries(root: Path, split: str, classes: Classes) -> list[Entry]:
@@ -206,11 +231,22 @@ def cls_entries(root: Path, split: str, classes: Classes) -> list[Entry]:
 def read_sample(task: Task, entry: Entry) -> Sample:
     """Decode one image and make its target."""
     image = read_image(entry.path)
+    if entry.size is not None:
+        check_size(entry, image)
     if isinstance(entry.label, Path):
         return image, seg_target(image, entry.label)
     if isinstance(entry.label, list):
         return image, det_target(image, entry.label)
     return image, {"label": torch.tensor(entry.label)}
+
+
+def check_size(entry: Entry, image: tv_tensors.Image) -> None:
+    """Raise UserError where a photograph has another size than the file of its labels says."""
+    # boxes of another size would score nearly 0 without a word
+    height, width = image.shape[-2:]
+    if entry.size != (width, height):
+        sizes = f"{width} x {height} pixels, and its labels are for {entry.size}"
+        raise UserError(f"{entry.path} has {sizes}: get the photograph that was labelled, or label it again.")
 
 
 def seg_target(image: tv_tensors.Image, mask_path: Path) -> Target:

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, box_iou
 from tqdm.auto import tqdm
 
-from mtl_utils.data import MiniSet, Target
+from mtl_utils.coco import Key
+from mtl_utils.data import MiniSet, Target, class_labels
 from mtl_utils.detection import Detections, decode
+from mtl_utils.files import UserError
 from mtl_utils.tasks import IGNORE, METRIC_NAMES, VOC_CLASSES, Task
 from mtl_utils.transforms import Letterbox, to_batch
 
@@ -271,45 +273,62 @@ def coco_evaluation(dataset: MiniSet, detections: Sequence[Detections], **params
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         truth = coco_truth(dataset)
         run = COCOeval(truth, truth.loadRes(rows), "bbox")
-        run.params.imgIds = sorted(dataset.ids)
+        run.params.imgIds = list(range(1, len(dataset) + 1))
         vars(run.params).update(params)
         run.evaluate()
     return run
 
 
 def coco_truth(dataset: MiniSet) -> COCO:
-    """The objects of a set as COCOeval needs them."""
-    classes = dataset.classes
-    categories = []
-    for number, name in zip(classes.det_ids, classes.det, strict=True):
-        categories.append({"id": number, "name": name})
-    annotations = []
-    for number, annotation in enumerate(dataset.coco["annotations"], 1):
-        width, height = annotation["bbox"][2:]
-        defaults = {"area": width * height, "iscrowd": 0}  # COCO always has both, other tools may leave them out
-        # numbered anew from 1, since COCOeval takes an object with id 0 for missed
-        annotations.append(defaults | annotation | {"id": number})
+    """The objects of a set as COCOeval needs them.
+
+    Images are numbered 1 to N (see image_numbers), classes 1 to C in the model's order, objects from 1: COCOeval takes
+    an object with id 0 for missed.
+    """
+    number_of = image_numbers(dataset)
+    labels = class_labels(dataset.coco, dataset.classes)
+    annotations: list[dict[str, Any]] = []
+    for found in dataset.coco.objects:
+        annotations.append(
+            {
+                "id": len(annotations) + 1,
+                "image_id": number_of[found.photo],
+                "category_id": labels[found.category] + 1,
+                "bbox": list(found.box),
+                "area": found.area,
+                "iscrowd": int(found.crowd),
+            }
+        )
+    categories = [{"id": number, "name": name} for number, name in enumerate(dataset.classes.det, start=1)]
+    images = [{"id": number} for number in number_of.values()]
     truth = COCO()
-    truth.dataset = dataset.coco | {"annotations": annotations, "categories": categories}
+    # some versions of pycocotools ask for "info"
+    truth.dataset = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
     truth.createIndex()
     return truth
 
 
+def image_numbers(dataset: MiniSet) -> dict[Key, int]:
+    """A number from 1 for the id of each image, in the order of the ids: COCOeval can read no text as an id."""
+    ordered = sorted(dataset.ids, key=lambda key: (isinstance(key, str), key))
+    return {key: number for number, key in enumerate(ordered, start=1)}
+
+
 def coco_rows(dataset: MiniSet, detections: Sequence[Detections]) -> np.ndarray:
-    """Detections as COCO reads them: (N, 7) float64 of image id, left, top, width, height, score, category id."""
-    category_ids = torch.tensor(dataset.classes.det_ids)
+    """Detections as COCO reads them: (N, 7) float64 of image, left, top, width, height, score, class."""
+    number_of = image_numbers(dataset)
     blocks = []
-    for image_id, detection in zip(dataset.ids, detections, strict=True):
+    for key, detection in zip(dataset.ids, detections, strict=True):
         boxes = box_convert(detection["boxes"], "xyxy", "xywh")  # (n, 4)
         scores = detection["scores"][:, None]
-        categories = category_ids[detection["labels"]][:, None]
-        ids = np.full((len(boxes), 1), image_id, dtype=float)
-        blocks.append(np.concatenate([ids, boxes.numpy(), scores.numpy(), categories.numpy()], axis=1))
+        categories = detection["labels"][:, None] + 1
+        images = np.full((len(boxes), 1), number_of[key], dtype=float)
+        blocks.append(np.concatenate([images, boxes.numpy(), scores.numpy(), categories.numpy()], axis=1))
     rows = np.concatenate(blocks)
     if len(rows):
         return rows
     # an array of no rows is what loadRes cannot read: one detection of score 0 outside every image stands for it
-    return np.array([(dataset.ids[0], *NO_DETECTION, dataset.classes.det_ids[0])], dtype=float)
+    return np.array([(1, *NO_DETECTION, 1)], dtype=float)
 
 
 # ---- one image
@@ -393,7 +412,9 @@ def counted_forwards(model: nn.Module) -> Iterator[list[int]]:
 
 
 def set_metrics(dataset: MiniSet, predictions: Predictions) -> TaskMetrics:
-    """The metrics of a set's task from one prediction an image."""
+    """The metrics of a set's task from one prediction an image. Raises UserError where the set has no labels at all."""
+    if not dataset.has_truth:  # 0 would look like a bad model
+        raise UserError(f"{dataset.place} has no labels: without them there is no {METRIC_NAMES[dataset.task]}.")
     if dataset.task == "seg":
         return segmentation_metrics(dataset, predictions)
     if dataset.task == "det":

@@ -9,8 +9,10 @@ The loaders, `data check` and `data fetch` all ask here.  A folder or file that 
 
 import json
 import os
-from collections.abc import Iterable
-from pathlib import Path, PurePath
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from mtl_utils import files
@@ -18,7 +20,13 @@ from mtl_utils.files import UserError
 from mtl_utils.tasks import FOLDERS, Task
 
 JPEG = (".jpg", ".jpeg")
-PHOTO = (*JPEG, ".png")  # what a class folder may hold; a PNG beside a VOC photograph is its mask
+PHOTO = (*JPEG, ".png", ".webp", ".bmp")  # what a class folder may hold; a PNG beside a VOC photograph is its mask
+# what the folders and files of a split may be called; the first is the project's own word
+SPLIT_WORDS = {
+    "train": ("train", "train2017", "training"),
+    "val": ("val", "val2017", "valid", "validation"),
+    "test": ("test", "test2017"),
+}
 COCO_LISTS = ("images", "annotations", "categories")  # what every COCO JSON must hold
 
 
@@ -88,9 +96,26 @@ def voc_pairs(root: Path, split: str) -> list[tuple[Path, Path | None]]:
 
 
 def json_path(root: Path, split: str) -> Path:
-    """Where the COCO annotations of the split belong, whether they exist or not."""
-    name = f"mini_instances_{split}2017.json"  # the year is COCO's, in both splits
-    return Path(root) / FOLDERS["det"] / "annotations" / name
+    """The COCO annotations of the split: the first of the usual names that exists, else the project's own."""
+    home = Path(root) / FOLDERS["det"]
+    candidates = [home / name for name in json_names(split)]
+    for path in candidates:
+        if path.is_file():
+            return path
+    return candidates[0]  # the name that messages and `data fetch` use
+
+
+def json_names(split: str) -> Iterator[str]:
+    """The places of a split's COCO JSON below mini_coco_det/, in the order in which they are looked for."""
+    words = SPLIT_WORDS.get(split, (split,))
+    year = "" if split.endswith("2017") else "2017"  # COCO's, in both splits
+    yield f"annotations/mini_instances_{split}{year}.json"
+    for word in words:
+        yield f"annotations/instances_{word}.json"  # COCO's own files
+    for word in words:
+        yield f"annotations/{word}.json"
+        yield f"{word}/_annotations.coco.json"  # Roboflow
+        yield f"{word}/labels.json"  # FiftyOne
 
 
 def coco_json(root: Path, split: str) -> Path:
@@ -101,36 +126,93 @@ def coco_json(root: Path, split: str) -> Path:
     return path
 
 
-def coco_image(root: Path, split: str, file_name: str) -> Path | None:
-    """The photograph of a COCO `file_name`, wherever below mini_coco_det/ it lies; None when it is nowhere.
+def path_parts(file_name: str) -> list[str]:
+    """The folders and the name of a `file_name`, with Windows' separators too, without "." and ".."; never empty."""
+    parts = file_name.replace("\\", "/").split("/")
+    return [part for part in parts if part not in ("", ".", "..")] or [""]
 
-    Only the last part of `file_name` counts, so that nothing outside the data root is ever opened.
+
+def comparable(name: str) -> str:
+    """A file's name without what systems change: capitals, and accents as one character or two."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+class PhotoFinder:
+    """Finds the photographs that a COCO JSON names, wherever below mini_coco_det/ they lie.
+
+    Only files found there are ever returned, so that no `file_name` leads out of the data root. Files below the folder
+    of another split are left out: one photograph of train may have the name of another one of val.
     """
-    home = Path(root) / FOLDERS["det"]
-    name = PurePath(file_name).name  # without folders, so that ".." leads nowhere
-    if not name:
-        return None
-    # the folder of the split first, then what other tools export
-    for folder in (split, "images", f"images/{split}", f"data/{split}", "data"):
-        path = home / folder / name
-        if os.path.isfile(path):  # unlike Path.is_file this never raises, whatever the name holds
-            return path
-    return None
+
+    def __init__(self, root: Path, split: str):
+        home = Path(root) / FOLDERS["det"]
+        others: set[str] = set()  # folders of other splits
+        for name, words in SPLIT_WORDS.items():
+            if name != split:
+                others.update(words)
+        self.paths: dict[str, list[Path]] = defaultdict(list)  # by comparable name
+        for path in files_below(home):
+            folders = path.relative_to(home).parts[:-1]
+            if path.suffix.lower() in PHOTO and others.isdisjoint(folders):
+                self.paths[comparable(path.name)].append(path)
+
+    def find(self, file_name: str) -> Path | None:
+        """The photograph of a `file_name`; None where there is none, or where several fit equally well."""
+        # the name alone decides where it can; folders where several photographs have it
+        parts = [comparable(part) for part in path_parts(file_name)]
+        candidates = self.paths.get(parts[-1], [])
+        fits = [common_ending(parts, path) for path in candidates]
+        best = [path for path, fit in zip(candidates, fits, strict=True) if fit == max(fits)]
+        return best[0] if len(best) == 1 else None
+
+
+def common_ending(parts: list[str], path: Path) -> int:
+    """How many of the last parts of a `file_name` (comparable) and of a path are the same."""
+    count = 0
+    for wanted, found in zip(reversed(parts), reversed(path.parts), strict=False):
+        if wanted != comparable(found):
+            break
+        count += 1
+    return count
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder, sorted, symbolic links followed; hidden ones are left out."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link that leads back up
+            folders.clear()
+            continue
+        seen.add(real)
+        # in place: os.walk goes on with what the list holds
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield Path(place, name)
 
 
 def read_coco(path: Path) -> dict[str, Any]:
     """The contents of a COCO JSON: a dict with at least the keys COCO_LISTS.  Raises UserError when it is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # with or without a byte order mark
         # a list of detections, say, is JSON too but no COCO set
         if not isinstance(content, dict):
             raise TypeError(f"it holds a {type(content).__name__}")
         absent = [key for key in COCO_LISTS if key not in content]
         if absent:
             raise KeyError(absent[0])
+        for key in COCO_LISTS:
+            check_list(key, content[key])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a COCO JSON ({error!r}): restore it from its source.") from error
     return content
+
+
+def check_list(key: str, value: object) -> None:
+    """Raise TypeError unless a value of a JSON is a list that holds nothing but objects."""
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise TypeError(f"{key} is not a list of objects")
 
 
 def write_coco(path: Path, content: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,12 @@ from helpers import change_json, json_file
 from PIL import Image
 from torchvision import tv_tensors
 
+from conftest import CATEGORIES
 from mtl_utils import layout
 from mtl_utils.data import BoxRow, MiniSet, classes_of, det_target, find_classes, read_image, read_mask
 from mtl_utils.files import UserError
 from mtl_utils.plots.datasets import class_counts
+from mtl_utils.prepare.check import check_root
 from mtl_utils.tasks import FOLDERS, IGNORE, IMAGENETTE_NAMES, SPLITS, TASKS, Classes
 
 
@@ -291,25 +294,179 @@ def test_a_missing_class_folder_keeps_the_labels_of_the_others(own_root):
     assert [int(target["label"]) for _, target in dataset] == list(range(1, 10))
 
 
-def test_unknown_categories_are_a_user_error(own_root):
-    classes = find_classes(own_root)
-    change_json(own_root, lambda contents: contents["categories"].append({"id": 99, "name": "kite"}), "val")
-    with pytest.raises(UserError, match=r"val2017\.json.*not trained for"):
-        MiniSet("det", own_root, "val", classes)
-
-
-def test_a_category_of_the_same_id_and_another_name_is_a_user_error(own_root):
+def test_objects_of_an_unknown_category_are_a_user_error(own_root):
     classes = find_classes(own_root)
     change_json(own_root, lambda contents: contents["categories"][0].update(name="kite"), "val")
-    with pytest.raises(UserError, match="not trained for"):
+    with pytest.raises(UserError, match=r"val2017\.json has objects of the class 'kite'"):
         MiniSet("det", own_root, "val", classes)
 
 
-@pytest.mark.parametrize("change", [{"image_id": 999}, {"category_id": 5}])
-def test_an_annotation_of_nothing_known_is_a_user_error(own_root, change):
-    change_json(own_root, lambda contents: contents["annotations"][0].update(change))
-    with pytest.raises(UserError, match="names no known image or category"):
+def test_a_category_without_objects_is_left_out(own_root):
+    """As Roboflow writes it: the supercategory of all others, with id 0."""
+    expected = targets(load(own_root, "det", "val"))
+
+    def add(contents):
+        for category in contents["categories"]:
+            category["supercategory"] = "objects"
+        contents["categories"].insert(0, {"id": 0, "name": "objects", "supercategory": "none"})
+
+    for split in SPLITS:
+        change_json(own_root, add, split)
+    assert find_classes(own_root).det_ids == tuple(CATEGORIES)
+    assert targets(load(own_root, "det", "val")) == expected
+
+
+def targets(dataset: MiniSet) -> list:
+    """Everything that a detection set teaches, in plain values."""
+    return [{name: value.tolist() for name, value in target.items()} for _, target in dataset]
+
+
+@pytest.mark.parametrize("first", [1, 0, 5])
+def test_categories_are_told_by_name_whatever_their_ids(own_root, first):
+    """Ids from 1, from 0, and in another order, as FiftyOne, Roboflow and labelme write them."""
+    classes = find_classes(own_root)
+    expected = targets(MiniSet("det", own_root, "val", classes))
+
+    def renumber(contents):
+        contents["categories"].reverse()
+        new = {category["id"]: number for number, category in enumerate(contents["categories"], start=first)}
+        for category in contents["categories"]:
+            category["id"] = new[category["id"]]
+            category["name"] = category["name"].capitalize()
+        for annotation in contents["annotations"]:
+            annotation["category_id"] = new[annotation["category_id"]]
+
+    change_json(own_root, renumber, "val")
+    assert targets(MiniSet("det", own_root, "val", classes)) == expected
+
+
+@pytest.mark.parametrize("new_id", [str, lambda key: f"photo {key}.jpg", lambda key: 2**53 + 2 * key + 1])
+def test_image_ids_may_be_text_or_large(own_root, new_id):
+    expected = targets(load(own_root, "det"))
+
+    def rename(contents):
+        for entry, name in [(i, "id") for i in contents["images"]] + [(a, "image_id") for a in contents["annotations"]]:
+            entry[name] = new_id(entry[name])
+
+    change_json(own_root, rename)
+    assert targets(load(own_root, "det")) == expected
+
+
+def test_an_id_and_its_text_are_one(own_root):
+    expected = targets(load(own_root, "det"))
+    change_json(own_root, lambda c: [a.update(image_id=f" {a['image_id']}") for a in c["annotations"]])
+    assert targets(load(own_root, "det")) == expected
+
+
+@pytest.mark.parametrize(("no", "yes"), [("0", "1"), (None, True), ("False", "true"), (False, 1)])
+def test_a_crowd_flag_may_be_text_null_or_a_truth_value(own_root, no, yes):
+    expected = targets(load(own_root, "det"))
+    change_json(own_root, lambda c: [a.update(iscrowd=yes if a["iscrowd"] else no) for a in c["annotations"]])
+    assert targets(load(own_root, "det")) == expected
+
+
+def test_an_area_is_that_of_the_box_where_the_json_has_none(own_root):
+    areas = iter([None, "12.5", "large", math.nan, -3, [4], 7])
+    change_json(own_root, lambda c: [a.update(area=next(areas, 5)) for a in c["annotations"]])
+    found = load(own_root, "det").coco.objects
+    width, height = found[0].box[2:]
+    assert [thing.area for thing in found[:7]] == [
+        *[width * height],
+        12.5,
+        *[t.box[2] * t.box[3] for t in found[2:6]],
+        7,
+    ]
+
+
+def test_a_json_may_begin_with_a_byte_order_mark(own_root):
+    expected = targets(load(own_root, "det"))
+    path = json_file(own_root)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert targets(load(own_root, "det")) == expected
+
+
+@pytest.mark.parametrize("name", ["train\\{}", "./train/{}", "C:\\data\\{}", "../{}", "images/train2017/{}"])
+def test_a_file_name_may_have_any_folders(own_root, name):
+    change_json(own_root, lambda c: [i.update(file_name=name.format(i["file_name"])) for i in c["images"]])
+    assert len(load(own_root, "det")) == 6
+
+
+def test_photographs_of_one_name_are_told_apart_by_their_folders(own_root):
+    home = own_root / FOLDERS["det"] / "train"
+    names = [f"{key:012d}.jpg" for key in (100, 101)]
+    before = [load(own_root, "det")[number][0] for number in (0, 1)]
+    for number, name in enumerate(names):
+        (home / f"camera{number}").mkdir()
+        (home / name).rename(home / f"camera{number}" / "1.jpg")
+    change_json(own_root, lambda c: [c["images"][n].update(file_name=f"camera{n}/1.jpg") for n in (0, 1)])
+    after = [load(own_root, "det")[number][0] for number in (0, 1)]
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    change_json(own_root, lambda c: c["images"][0].update(file_name="1.jpg"))
+    with pytest.raises(UserError, match=r"1\.jpg: the image is missing"):
         load(own_root, "det")
+
+
+def test_a_photograph_of_another_split_is_not_taken(own_root):
+    home = own_root / FOLDERS["det"]
+    (home / "train" / "000000000100.jpg").unlink()  # val has one of this name
+    assert (home / "val" / "000000000100.jpg").exists()
+    with pytest.raises(UserError, match="is missing"):
+        load(own_root, "det")
+
+
+def test_names_differ_neither_in_capitals_nor_in_how_accents_are_written(own_root):
+    home = own_root / FOLDERS["det"] / "train"
+    (home / "000000000100.jpg").rename(home / "cafe\u0301.JPG")
+    change_json(own_root, lambda c: c["images"][0].update(file_name="Caf\u00e9.jpg"))
+    assert len(load(own_root, "det")) == 6
+
+
+@pytest.mark.parametrize(
+    "name", ["annotations/instances_train2017.json", "annotations/train.json", "train/labels.json"]
+)
+def test_the_json_may_have_the_names_that_tools_give_it(own_root, name):
+    expected = targets(load(own_root, "det"))
+    json_file(own_root).rename(own_root / FOLDERS["det"] / name)
+    assert targets(load(own_root, "det")) == expected
+
+
+FAULTY = {  # what must never be trained or scored on, and words of the sentence
+    "unknown image": (lambda c: c["annotations"][0].update(image_id=999), "unknown image id 999"),
+    "unknown category": (lambda c: c["annotations"][0].update(category_id=5), "unknown category id 5"),
+    "parts of 1": (lambda c: [a.update(bbox=[x / 96 for x in a["bbox"]]) for a in c["annotations"]], "parts of the"),
+    "corners": (lambda c: [a.update(bbox=corners(a["bbox"])) for a in c["annotations"]], "corners"),
+    "twice": (lambda c: c["annotations"].extend(c["annotations"][:]), "stands 2 times"),
+    "copied": (lambda c: c["annotations"].extend([a | {"id": None} for a in c["annotations"]]), "repeat another one"),
+    "NaN": (lambda c: c["annotations"][0]["bbox"].__setitem__(2, math.nan), "is not finite"),
+    "empty": (lambda c: c["annotations"][0]["bbox"].__setitem__(2, 0), "is empty"),
+    "outside": (lambda c: c["annotations"][0]["bbox"].__setitem__(0, -20), "reaches outside"),
+    "other size": (lambda c: c["images"][0].update(width=95), "its labels are for"),
+    "one file": (lambda c: c["images"][1].update(file_name=c["images"][0]["file_name"]), "stands for 2 entries"),
+    "crowd 2": (lambda c: c["annotations"][0].update(iscrowd="2"), "must be 0 or 1"),
+}
+
+
+def corners(box: list) -> list:
+    left, top, width, height = box
+    return [left, top, left + width, top + height]
+
+
+@pytest.mark.parametrize("kind", FAULTY)
+def test_loader_and_check_refuse_what_would_change_a_metric(own_root, kind):
+    change, words = FAULTY[kind]
+    sound = len(check_root(own_root))
+    change_json(own_root, change, "val")
+    with pytest.raises(UserError, match=words):
+        load(own_root, "det", "val")
+    assert len(check_root(own_root)) > sound
+
+
+def test_boxes_below_a_pixel_are_read_as_coco_has_them(own_root):
+    """COCO's own files hold a few boxes without height."""
+    change_json(own_root, lambda c: c["annotations"][0].update(bbox=[2, 3, 1.03, 0.0]), "val")
+    dataset = load(own_root, "det", "val")
+    assert dataset.coco.objects[0].box == (2, 3, 1.03, 0)
+    assert len(dataset[0][1]["boxes"]) == 2, "nothing to learn from it"
 
 
 def test_a_missing_coco_image_is_a_user_error(own_root):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import CLASSES, Fixed, ListSet, change_json, det_set, objects, photo, plain_tensors, random_boxes
+from PIL import Image
 from torch import nn
 from torchvision import tv_tensors
 
@@ -25,6 +26,7 @@ from mtl_utils.evaluation import (
     predict_sets,
     segmentation_metrics,
 )
+from mtl_utils.files import UserError
 from mtl_utils.model import Outputs, UnifiedModel
 from mtl_utils.tasks import FOLDERS, IGNORE, TASKS, VOC_CLASSES
 from mtl_utils.transforms import Letterbox, collate, to_batch
@@ -215,8 +217,17 @@ def test_a_class_without_objects_has_no_ap_and_is_not_in_the_mean(tmp_path):
     assert metrics.value == pytest.approx(1.0)
 
 
-def test_a_set_without_any_object_is_no_error(tmp_path):
-    assert detection_metrics(det_set(tmp_path, [objects([], [])]), [nothing()]).value == 0
+def test_a_set_without_labels_has_no_metric(tmp_path):
+    """0 would look like a bad model."""
+    crowd = objects([[0, 0, 20, 20]], [0], [True])
+    for number, targets in enumerate([[objects([], [])], [crowd, crowd]]):
+        dataset = det_set(tmp_path / str(number), targets)
+        with pytest.raises(UserError, match="val has no labels: without them there is no mAP@50"):
+            evaluation.set_metrics(dataset, [nothing()] * len(targets))
+    void = seg_set(torch.full((2, 3), IGNORE, dtype=torch.uint8))
+    void.root = tmp_path
+    with pytest.raises(UserError, match="no mIoU"):
+        evaluation.set_metrics(void, [GUESS])
 
 
 def test_annotation_ids_that_start_at_zero_change_nothing(tmp_path):
@@ -423,6 +434,8 @@ def shared_root(tiny_root, tmp_path):
 
     def annotate(contents):
         contents["images"] = sorted(contents["images"], key=lambda image: image["id"])
+        for image in contents["images"]:
+            image["width"], image["height"] = Image.open(root / FOLDERS["det"] / "val" / image["file_name"]).size
         box = {"bbox": [8, 8, 40, 36], "area": 40 * 36, "iscrowd": 0}
         numbers = (1, 17, 18, 62)  # a category of its own for each photograph
         contents["annotations"] = [
@@ -458,6 +471,8 @@ def test_photographs_of_their_own_are_put_through_too(shared_root, tiny_root):
     own = "mini_coco_det/val/000000000100.jpg"
     with_other_size = tiny_root / "mini_coco_det" / "train" / "000000000101.jpg"
     shutil.copy(with_other_size, shared_root / own)
+    size = dict(zip(("width", "height"), Image.open(with_other_size).size, strict=True))
+    change_json(shared_root, lambda contents: contents["images"][0].update(size), "val")
     datasets = val_sets(shared_root)
     model = Knowing(datasets, 96)
     metrics = evaluate(model, datasets, 96)
@@ -556,11 +571,6 @@ def test_one_detection_finds_one_object():
     target = objects([[0, 0, 20, 20], [0, 0, 20, 22]], [0, 0])
     found = {"boxes": torch.tensor([[0.0, 0, 20, 21]]), "scores": torch.tensor([0.9]), "labels": torch.tensor([0])}
     assert boxes_score(found, target) == 1 / 2
-
-
-def test_a_set_without_objects_has_no_mean_ap_either(tmp_path):
-    metrics = detection_metrics(det_set(tmp_path, [objects([], [])]), [nothing()])
-    assert (metrics.value, metrics.mean_ap, metrics.floor) == (0, 0, 0)
 
 
 def test_the_annotations_are_read_once_however_often_a_set_is_evaluated(tiny_root, monkeypatch):

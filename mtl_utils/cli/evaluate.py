@@ -1,6 +1,7 @@
 """The marking command of eval.py."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,8 @@ def mark(options: argparse.Namespace) -> None:
     classes = Classes.from_dict(content["classes"])
     root = find_root(options.data_root, tasks).path
     present = tasks_to_mark(root, tasks, options.tasks)
-    datasets = [MiniSet(task, root, options.split, classes) for task in present]
+    datasets = with_truth([MiniSet(task, root, options.split, classes) for task in present])
+    say_what_was_mapped(datasets)
     evaluation = predict_and_evaluate(model, datasets, content["settings"]["eval_size"])
     print_marks(evaluation.metrics)
     if options.json:
@@ -68,6 +70,34 @@ def tasks_to_mark(root: Path, tasks: tuple[Task, ...], asked: str) -> list[Task]
     if asked != "all" and present != list(tasks):
         raise UserError(f"{root} does not hold the sets of {asked}: leave out what is missing.")
     return present
+
+
+def with_truth(datasets: list[MiniSet]) -> list[MiniSet]:
+    """The sets that have labels; a line on stderr for each of the others. Raises UserError where none is left."""
+    labelled = []
+    for dataset in datasets:
+        if dataset.has_truth:
+            labelled.append(dataset)
+        else:
+            print(f"{dataset.task}: {dataset.place} has no labels, so there is no metric", file=sys.stderr)
+    if not labelled:
+        raise UserError(f"{datasets[0].root} has no labels to measure by: name a root or a --split that has some.")
+    return labelled
+
+
+def say_what_was_mapped(datasets: Sequence[MiniSet]) -> None:
+    """A line on stderr where a COCO JSON numbers its categories in another way than the one of training."""
+    for dataset in datasets:
+        if dataset.task != "det":
+            continue
+        classes = dataset.classes
+        trained = dict(zip(classes.det, classes.det_ids, strict=True))
+        other = [name for name, key in dataset.coco.category_ids.items() if trained.get(name) != key]
+        if other:
+            path = dataset.coco.path
+            print(
+                f"det: {path.name} has other ids or spellings of {', '.join(other)}: matched by name", file=sys.stderr
+            )
 
 
 def print_marks(results: dict[Task, TaskMetrics]) -> None:

@@ -22,6 +22,7 @@ from mtl_utils.evaluation import (
     class_iou,
     coco_evaluation,
     confusion_matrix,
+    image_numbers,
     mean_ap,
 )
 from mtl_utils.tasks import VOC_CLASSES
@@ -88,7 +89,8 @@ def bootstrap_detection(dataset: MiniSet, detections: Sequence[Detections], indi
     )
     matches = np.array(run.evalImgs, dtype=object)
     matches = matches.reshape(-1, len(dataset))  # (C, images), images sorted by id
-    column = np.argsort(np.argsort(dataset.ids))  # of each image of the set
+    number_of = image_numbers(dataset)
+    column = np.array([number_of[key] - 1 for key in dataset.ids])  # of each image of the set
     values = [resampled_map(run, matches[:, column[chosen]]) for chosen in indices]
     return np.array(values)
 

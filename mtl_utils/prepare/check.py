@@ -7,32 +7,26 @@ import io
 import re
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from reprlib import repr as short
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 from tqdm.auto import tqdm
 
-from mtl_utils import files, layout
+from mtl_utils import coco, files, layout
+from mtl_utils.coco import FETCH
 from mtl_utils.files import UserError
 from mtl_utils.tasks import FOLDERS, IGNORE, SPLITS, TASK_NAMES, TASKS, VOC_CLASSES, Task
 
-FETCH = "get it with `python -m mtl_utils data fetch ROOT`, or check another folder"
 FETCH_AGAIN = "delete it and get it again with `python -m mtl_utils data fetch ROOT`"
-CORRECT_ENTRY = "correct or remove this entry of the JSON"
 NOT_COCO = f"is not COCO: it needs lists of objects named {', '.join(layout.COCO_LISTS)}"
 PALETTE_PNG = "save it as a palette PNG that holds the class index of each pixel, as VOC does"
-BOX_TOLERANCE = 1  # pixels that a box may reach outside its image: COCO's coordinates are rounded
-MAX_COORDINATE = 1e9  # pixels; anything larger counts as infinite
 ID_NAME = re.compile(r"\d{12}|\d{4}_\d{6}|n\d{8}_\d+")  # names given by COCO, VOC, ImageNet: one name, one photograph
 
 Size = tuple[int, int]  # width, height in pixels
-JsonObject = dict[str, object]  # values of any type: nothing is known about them yet
-CocoLists = dict[str, list[JsonObject]]  # the lists of a COCO JSON: images, annotations, categories
 
 
 @dataclass(frozen=True)
@@ -53,15 +47,6 @@ class Photo(NamedTuple):
 
     size: Size
     sha256: str  # of its file
-
-
-class ListedImage(NamedTuple):
-    """One entry of the images of a COCO JSON, with the file that it names."""
-
-    id: object
-    name: str  # "" where the JSON holds no text
-    claimed_size: tuple[object, object]  # width, height as the JSON has them
-    file: Path | None  # None: it is nowhere
 
 
 class SummaryRow(NamedTuple):
@@ -245,30 +230,39 @@ def check_det(root: Path, split: str, photos: Photos) -> Iterator[Fault]:
     """The faults of one split of the detection set."""
     path = layout.json_path(root, split)
     try:
-        coco = read_lists(path)
+        content = read_lists(path)
     except UserError as error:
         yield fault_at(root, path, str(error), FETCH)
         return
-    for problem in id_problems(coco):
-        yield fault_at(root, path, problem, CORRECT_ENTRY)
-    listed = [listed_image(root, split, entry) for entry in coco["images"]]
-    present = {image.file for image in listed if image.file}
+    found = coco.read_set(root, split, content)
+    present = {photo.file for photo in found.photos if photo.file}
     yield from check_photos(root, sorted(present), photos)
-    yield from check_listed(root, split, listed, photos)
-    yield from check_annotations(root, path, coco, sizes_by_id(listed, photos))
+    problems = found.problems + size_problems(found, photos)
+    if not content["annotations"]:
+        problems.append(coco.Problem(path, "holds no object, so nothing can be learned or measured", FETCH))
+    for problem in problems:
+        yield fault_at(root, problem.path, problem.text, problem.remedy)
 
 
-def read_lists(path: Path) -> CocoLists:
-    """The three lists of a COCO JSON.  Raises UserError, for use in a fault, when it is missing or something else."""
+def size_problems(found: coco.CocoSet, photos: Photos) -> list[coco.Problem]:
+    """Photographs of another size than the JSON says, of those that can be decoded."""
+    problems = []
+    for photo in found.photos:
+        if photo.file in photos:
+            problem = coco.size_problem(photo, photos[photo.file].size, found.path.name)
+            if problem:
+                problems.append(problem)
+    return problems
+
+
+def read_lists(path: Path) -> dict[str, Any]:
+    """The contents of a COCO JSON.  Raises UserError, for use in a fault, when it is missing or something else."""
     try:
         content = layout.read_coco(path)
     except (UserError, ValueError, RecursionError) as error:
         # the reader's UserError names its cause, but a fault names the file already and has a remedy of its own
         raise UserError(reading_problem(error.__cause__ or error)) from error
-    lists = {key: content[key] for key in layout.COCO_LISTS}
-    if not all(is_list_of_objects(entries) for entries in lists.values()):
-        raise UserError(NOT_COCO)
-    return lists
+    return content
 
 
 def reading_problem(cause: BaseException) -> str:
@@ -280,120 +274,12 @@ def reading_problem(cause: BaseException) -> str:
     return NOT_COCO
 
 
-def is_list_of_objects(value: object) -> bool:
-    """Whether a value of a JSON is a list that holds nothing but objects."""
-    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
-
-
-def is_id(value: object) -> bool:
-    """Whether a value of a JSON is a whole number."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def id_problems(coco: CocoLists) -> Iterator[str]:
-    """Ids that stand twice in a list or are not whole numbers."""
-    for key, entries in coco.items():
-        ids = [entry.get("id") for entry in entries]
-        counts = Counter(value for value in ids if is_id(value))
-        nameless = len(ids) - counts.total()
-        if nameless:
-            yield f"{nameless} of its {key} have no whole number as id"
-        for value, times in counts.items():
-            if times > 1:
-                yield f"the id {short(value)} stands {times} times among its {key}"
-
-
-def listed_image(root: Path, split: str, entry: JsonObject) -> ListedImage:
-    """One entry of the images of a COCO JSON, with the file that it names."""
-    value = entry.get("file_name")
-    name = value if isinstance(value, str) else ""
-    claimed_size = (entry.get("width"), entry.get("height"))
-    return ListedImage(entry.get("id"), name, claimed_size, layout.coco_image(root, split, name))
-
-
-def check_listed(root: Path, split: str, listed: list[ListedImage], photos: Photos) -> Iterator[Fault]:
-    """Images of the JSON that are missing, or have another size than the JSON says."""
-    json_name = layout.json_path(root, split).name
-    if not any(image.file for image in listed):
-        problem = f"holds none of the {len(listed)} images that {json_name} lists"
-        yield fault_at(root, layout.split_folder(root, "det", split), problem, FETCH)
-        return
-    for image in listed:
-        if image.file is None:
-            where = f"{FOLDERS['det']}/{split}/{PurePath(image.name).name}"
-            yield Fault(where, f"the image is missing, but {json_name} lists it", FETCH)
-        elif image.file in photos and image.claimed_size != photos[image.file].size:
-            size = photos[image.file].size
-            problem = f"the image has the size {size}, but {json_name} says {short(image.claimed_size)}"
-            yield fault_at(root, image.file, problem, "correct width and height in the JSON or get the file again")
-
-
-def sizes_by_id(listed: list[ListedImage], photos: Photos) -> dict[object, Size | None]:
-    """The size of every image that has an id; None where its file is not sound."""
-    sizes: dict[object, Size | None] = {}
-    for image in listed:
-        if is_id(image.id):
-            photo = photos.get(image.file) if image.file else None
-            sizes[image.id] = photo.size if photo else None
-    return sizes
-
-
-def check_annotations(root: Path, path: Path, coco: CocoLists, sizes: dict[object, Size | None]) -> Iterator[Fault]:
-    """The faults of the annotations of a COCO JSON; `sizes` holds every known image id."""
-    categories = [category.get("id") for category in coco["categories"]]
-    for annotation in coco["annotations"]:
-        name = f"annotation {short(annotation.get('id'))}"
-        for problem in annotation_problems(annotation, sizes, categories):
-            yield fault_at(root, path, f"{name} {problem}", CORRECT_ENTRY)
-
-
-def annotation_problems(
-    annotation: JsonObject, sizes: dict[object, Size | None], categories: list[object]
-) -> Iterator[str]:
-    """What is wrong with one annotation; `sizes`: image id → (width, height), None where the file is not sound."""
-    image = annotation.get("image_id", 0)
-    category = annotation.get("category_id", 0)
-    crowd = annotation.get("iscrowd", 0)
-    box = annotation.get("bbox")
-    known = is_id(image) and image in sizes
-    if not known:
-        yield f"names the unknown image id {short(image)}"
-    if category not in categories:
-        yield f"names the unknown category id {short(category)}"
-    if crowd not in (0, 1):
-        yield f"has iscrowd {short(crowd)}, which must be 0 or 1"
-    problem = box_problem(box, sizes[image] if known else None)
-    if problem:
-        yield f"has the box {short(box)}, which {problem}"
-
-
-def box_problem(box: object, size: Size | None) -> str | None:
-    """What is wrong with a COCO box (x, y, width, height) in an image of `size`; None if nothing is."""
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
-        return "is not four numbers"
-    if not all(abs(value) < MAX_COORDINATE for value in box):  # false for NaN too
-        return "is not finite"
-    x, y, width, height = box
-    if width <= 0 or height <= 0:
-        return "is empty or of negative size"
-    if size is None:
-        inside = min(x, y) >= -BOX_TOLERANCE
-    else:
-        inside = lies_inside(x, width, size[0]) and lies_inside(y, height, size[1])
-    return None if inside else f"reaches outside its image of the size {size}"
-
-
-def lies_inside(start: float, length: float, limit: float) -> bool:
-    """Whether a side of a box lies between 0 and `limit`, but for the tolerance."""
-    return start >= -BOX_TOLERANCE and start + length <= limit + BOX_TOLERANCE
-
-
 def count_det(root: Path, split: str) -> tuple[int, str]:
     """Number of images of a split of the detection set, and what is annotated in them."""
-    coco = read_lists(layout.json_path(root, split))
-    boxes = len(coco["annotations"])
-    classes = len(coco["categories"])
-    return len(coco["images"]), f"{boxes} boxes of {classes} classes"
+    content = read_lists(layout.json_path(root, split))
+    boxes = len(content["annotations"])
+    classes = len(content["categories"])
+    return len(content["images"]), f"{boxes} boxes of {classes} classes"
 
 
 # ---- classification

@@ -61,10 +61,11 @@ def write_cls(root: Path, out: Path, fold: int) -> None:
 def write_det(root: Path, out: Path, fold: int) -> None:
     """Copy the photographs of detection and write their annotations."""
     coco = layout.read_coco(layout.coco_json(root, "train"))
+    finder = layout.PhotoFinder(root, "train")
     for split, images in deal(coco["images"], fold).items():
         layout.write_coco(layout.json_path(out, split), part_of(coco, images))
         for image in images:
-            photograph = find_photograph(root, image["file_name"])
+            photograph = find_photograph(root, finder, image["file_name"])
             copy(photograph, layout.split_folder(out, "det", split) / photograph.name)
 
 
@@ -75,9 +76,9 @@ def part_of(coco: Coco, images: list[dict[str, Any]]) -> Coco:
     return {**coco, "images": images, "annotations": annotations}
 
 
-def find_photograph(root: Path, name: str) -> Path:
+def find_photograph(root: Path, finder: layout.PhotoFinder, name: str) -> Path:
     """The photograph that a COCO JSON lists.  Raises UserError when it is nowhere."""
-    path = layout.coco_image(root, "train", name)
+    path = finder.find(name)
     if path is None:
         raise layout.missing(layout.split_folder(root, "det", "train") / name, "photograph")
     return path

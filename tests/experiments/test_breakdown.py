@@ -272,7 +272,7 @@ def test_an_area_at_a_limit_counts_on_both_sides_as_in_coco(tmp_path):
 
 def test_the_area_is_that_of_the_outline_where_the_file_has_it(tmp_path):
     dataset = det_set(tmp_path, [objects([A], [CAT])])
-    dataset.coco["annotations"][0]["area"] = 1000
+    dataset.coco.objects[0] = dataset.coco.objects[0]._replace(area=1000)
     sizes = analyse(dataset, [found((A, CAT, 0.9))]).sizes
     assert [scores.objects for scores in sizes.values()] == [1, 0, 0]
     assert sizes["small"].ap50 == pytest.approx(1) and sizes["medium"].ap50 is None

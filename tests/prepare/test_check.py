@@ -141,7 +141,44 @@ FAULTS = [  # name, what breaks the root, path of the one fault, words of its pr
     ("wrong size", edit(lambda c: c["images"][0].update(width=41)), DET, "(40, 30), but", "correct width and height"),
     ("image id twice", edit(lambda c: c["images"].append(c["images"][0])), TRAIN_JSON, "id 1 stands 2 times", "remove"),
     ("box id twice", annotation(id=1), TRAIN_JSON, "id 1 stands 2 times among its annotations", "correct or remove"),
-    ("no id", annotation(id="2"), TRAIN_JSON, "1 of its annotations have no whole number", "correct or remove"),
+    ("no id", edit(lambda c: c["categories"].append({"name": "kite"})), TRAIN_JSON, "categories have no id", "correct"),
+    ("no objects", edit(lambda c: c["annotations"].clear()), TRAIN_JSON, "holds no object", "data fetch"),
+    (
+        "file twice",
+        edit(lambda c: c["images"].append(dict(c["images"][0], id=7))),
+        DET,
+        "stands for 2 entries",
+        "own file",
+    ),
+    (
+        "category twice",
+        edit(lambda c: c["categories"].append({"id": 4, "name": "Car"})),
+        TRAIN_JSON,
+        "'car' stands 2",
+        "c",
+    ),
+    (
+        "twice",
+        edit(lambda c: c["annotations"].append(dict(c["annotations"][0], id=7))),
+        TRAIN_JSON,
+        "1 of its 3",
+        "remove",
+    ),
+    (
+        "parts of 1",
+        edit(lambda c: [a.update(bbox=[0.1, 0.2, 0.3, 0.4]) for a in c["annotations"]]),
+        TRAIN_JSON,
+        "parts of the image, not in pixels",
+        "export the boxes",
+    ),
+    (
+        "percent",
+        edit(lambda c: [a.update(bbox=[1, 2, 3, 4], area=99) for a in c["annotations"]]),
+        TRAIN_JSON,
+        "smaller than the areas",
+        "export the boxes",
+    ),
+    ("inverted corners", annotation(bbox=[30, 20, 39, -9]), TRAIN_JSON, "negative size", "correct or remove"),
     ("unknown image", annotation(image_id=99), TRAIN_JSON, "annotation 2 names the unknown image id 99", "correct"),
     ("unknown class", annotation(category_id=2), TRAIN_JSON, "annotation 2 names the unknown category id 2", "correct"),
     (
@@ -155,7 +192,8 @@ FAULTS = [  # name, what breaks the root, path of the one fault, words of its pr
     ("NaN", annotation(bbox=[1, math.nan, 3, 5]), TRAIN_JSON, "is not finite", "correct or remove"),
     ("infinite box", annotation(bbox=[1, 1, math.inf, 5]), TRAIN_JSON, "is not finite", "correct or remove"),
     ("huge box", annotation(bbox=[1, 1, 10**400, 5]), TRAIN_JSON, "is not finite", "correct or remove"),
-    ("xyxy box", annotation(bbox=[30, 20, 39, 29]), TRAIN_JSON, "outside its image of the size (40, 30)", "correct"),
+    ("xyxy box", annotation(bbox=[30, 20, 39, 29]), TRAIN_JSON, "fit as corners", "export the boxes"),
+    ("box right of it", annotation(bbox=[30, 2, 12, 9]), TRAIN_JSON, "its image of the size (40, 30)", "correct"),
     ("box left of it", annotation(bbox=[-1.5, 2, 9, 9]), TRAIN_JSON, "outside its image", "correct or remove"),
     ("three numbers", annotation(bbox=[1, 2, 3]), TRAIN_JSON, "is not four numbers", "correct or remove"),
     ("words", annotation(bbox=["1", 2, 3, 4]), TRAIN_JSON, "is not four numbers", "correct or remove"),
@@ -247,12 +285,12 @@ def test_hidden_files_and_vocs_own_folders_are_understood(root):
         ("2007_001001.jpg", "2007_001001.png"),
         ("2007_001002.jpg", "2007_001002.png"),
     ]
-    assert layout.coco_image(root, "train", "000000000001.jpg").parent.name == "images"
+    assert layout.PhotoFinder(root, "train").find("000000000001.jpg").parent.name == "images"
 
 
 def test_layout_never_leaves_the_root_and_names_what_is_missing(root):
-    assert layout.coco_image(root, "train", "../../imagenette_160/train/n00000001/n00000001_0.JPEG") is None
-    assert layout.coco_image(root, "train", "a\0b" + "x" * 9999) is None
+    assert layout.PhotoFinder(root, "train").find("../../imagenette_160/train/n00000001/n00000001_0.JPEG") is None
+    assert layout.PhotoFinder(root, "train").find("a\0b" + "x" * 9999) is None
     with pytest.raises(UserError, match=r"mini_instances_test2017\.json is missing .* --data-root or another --split"):
         layout.coco_json(root, "test")
     with pytest.raises(UserError, match="data check"):
