@@ -25,6 +25,7 @@ from mtl_utils.evaluation import (
     predict_sets,
     segmentation_metrics,
 )
+from mtl_utils.files import UserError
 from mtl_utils.model import Outputs, UnifiedModel
 from mtl_utils.tasks import FOLDERS, IGNORE, TASKS, VOC_CLASSES
 from mtl_utils.transforms import Letterbox, collate, to_batch
@@ -289,6 +290,18 @@ def test_detections_stay_inside_the_image():
         found, (height, width) = prediction.detections, image.shape[-2:]
         assert found["boxes"].min() == 0
         assert found["boxes"][:, 2].max() == width and found["boxes"][:, 3].max() == height
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", Outputs._fields)
+def test_an_output_that_is_not_finite_is_no_prediction(name, value):
+    """Decoded, it would be a mask of the first class, no detections or an arbitrary class."""
+    shapes = {"detection": (1, 8, 8, 8), "segmentation": (1, 21, 8, 8), "classification": (1, 3)}
+    spoiled = torch.zeros(shapes[name])
+    spoiled.flatten()[-1] = value
+    expected = rf"^The model predicts values that are not finite \({name}\): the weights are damaged; take an intact"
+    with pytest.raises(UserError, match=expected):
+        predict(Fixed(**{name: spoiled}), [photo(64, 64)], 64)
 
 
 def test_odd_sizes_come_back_in_their_own_size():
