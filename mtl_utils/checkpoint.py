@@ -25,6 +25,8 @@ MAX_MEMBERS = 10_000  # one a tensor, and a few more
 MAX_DIRECTORY = 2 << 20  # bytes of the list of members
 PICKLE_BYTES = 256 << 10  # of names and plain values
 PICKLE_BYTES_PER_MEMBER = 256  # a tensor's name and shape take about 150
+INSTRUCTIONS = 50_000  # of a pickle: an empty dict takes one byte in the file and a hundred in memory
+INSTRUCTIONS_PER_MEMBER = 50  # a tensor takes about 40
 MAX_TUPLE = 1000  # values in a tuple, inner tuples counted out: hashing one that is nested deeper ends the process
 MAX_DEPTH = 100  # of dicts, lists and tuples in one another
 MAX_NAME = 100  # characters of a name that are shown
@@ -139,7 +141,7 @@ def check_archive(file: BinaryIO) -> int:
         if faulty is not None:
             raise Refused(f"it is damaged, since {shown(faulty)} fails its checksum")
         pickled = pickle_member(members)
-        check_pickle(archive.read(pickled))
+        check_pickle(archive.read(pickled), len(members))
     return size
 
 
@@ -173,11 +175,17 @@ def pickle_member(members: list[zipfile.ZipInfo]) -> zipfile.ZipInfo:
     return found[0]
 
 
-def check_pickle(data: bytes) -> None:
-    """Follow a pickle without executing it. Raises Refused for what it may not call and for a tuple nested deeply."""
+def check_pickle(data: bytes, members: int) -> None:
+    """Follow the pickle of an archive with so many members without executing it.
+
+    Raises Refused for what it may not call, for too many instructions and for a tuple nested deeply.
+    """
+    most = INSTRUCTIONS + INSTRUCTIONS_PER_MEMBER * members
     stack: list[int] = []  # sizes of values: the number of values in a tuple, 1 for all else
     memo: dict[Any, int] = {}
-    for code, argument, _ in pickletools.genops(data):
+    for number, (code, argument, _) in enumerate(pickletools.genops(data)):
+        if number >= most:
+            raise Refused(f"its data.pkl has more than {most} instructions")
         if code.name == "GLOBAL" and argument not in CALLED:
             raise Refused(f"it holds more than weights ({shown(str(argument))})")
         if code.name in ("BINPUT", "LONG_BINPUT"):

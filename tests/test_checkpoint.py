@@ -375,6 +375,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "deep key": (with_pickle(b")" + 5_000 * b"\x85", b"N"), "a tuple of more than 1000 values"),
     "doubled key": (with_pickle(b")" + 18 * b"q\x00h\x00\x86", b"N"), "a tuple of more than 1000 values"),
+    "many values": (
+        with_pickle(b"K\x01", b"](" + 100_000 * b"}" + b"e"),
+        r"its data\.pkl has more than \d+ instructions",
+    ),
     "deep value": (with_pickle(b"K\x01", 20_000 * b"]" + 19_999 * b"a"), "nested more than 100 deep"),
 }
 
