@@ -26,6 +26,7 @@ from mtl_utils.coco import Key
 from mtl_utils.data import MiniSet, Target, class_labels
 from mtl_utils.detection import Detections, decode
 from mtl_utils.files import UserError
+from mtl_utils.model import Outputs
 from mtl_utils.tasks import IGNORE, METRIC_NAMES, VOC_CLASSES, Task
 from mtl_utils.transforms import Letterbox, to_batch
 
@@ -103,11 +104,13 @@ def predict(model: nn.Module, images: Sequence[Tensor], size: int) -> list[Predi
     """Mask, detections and class probabilities of images (each (3, H, W) uint8), all three from one forward.
 
     `size` is the side of the square input into which each image is letterboxed. Returns one prediction an image.
+    Raises UserError when an output of the model is not finite.
     """
     model.eval()
     device = next(model.parameters()).device
     batch, content = to_batch(images, size)  # (B, 3, size, size) and (B, 4)
     outputs = model(batch.to(device), content.to(device))
+    check_finite(outputs)
     letterbox = Letterbox(size)
     detections = decode(outputs.detection)
     probabilities = outputs.classification.softmax(dim=1).cpu()  # (B, C)
@@ -119,6 +122,14 @@ def predict(model: nn.Module, images: Sequence[Tensor], size: int) -> list[Predi
         found = own_boxes(detections[index], letterbox, shape)
         predictions.append(Prediction(mask, found, probabilities[index]))
     return predictions
+
+
+def check_finite(outputs: Outputs) -> None:
+    """Raise UserError for the first output that is not finite: decoded, it would look like a poor prediction."""
+    for name, values in outputs._asdict().items():
+        if not values.isfinite().all():
+            remedy = "the weights are damaged; take an intact file"
+            raise UserError(f"The model predicts values that are not finite ({name}): {remedy}.")
 
 
 def own_boxes(detections: Detections, letterbox: Letterbox, shape: Sequence[int]) -> Detections:

@@ -25,7 +25,14 @@ from mtl_utils.prepare.root import Root, find_root, fingerprint
 from mtl_utils.settings import Settings, get_settings
 from mtl_utils.tasks import TASKS, Classes, Task, stage_name
 from mtl_utils.training import EpochRecord
-from mtl_utils.weights import NOTHING, StartingWeights, find_starting_weights, load_weights
+from mtl_utils.weights import (
+    NOTHING,
+    Mismatch,
+    StartingWeights,
+    find_starting_weights,
+    load_weights,
+    verify_file,
+)
 
 
 @dataclass(frozen=True)
@@ -274,13 +281,21 @@ def build(settings: Settings, classes: Classes) -> UnifiedModel:
 
 
 def load_model(path: Path) -> tuple[UnifiedModel, dict[str, Any]]:
-    """A trained model in eval mode and the checkpoint it came from. Raises UserError when the file is none."""
-    content = checkpoint.load(path)
+    """A trained model in eval mode and the checkpoint it came from.
+
+    Raises UserError when the file is none, when it is not what the card beside it says, or when its tensors are not
+    the model's.
+    """
+    content = checkpoint.load(path)  # first, since it leaves pipes and files without end alone
+    verify_file(path)
+    remedy = "take one that it has trained"
     try:
         # the classes decide the shapes of the last layer
         model = build(Settings(), Classes.from_dict(content["classes"]))
         load_weights(model, content["model"])
         model.has_imagenet_trunk = content["initial_weights"] != NOTHING
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} holds no model that this version can build: take one that it has trained.") from error
+    except Mismatch as error:
+        raise UserError(f"{path} holds no model that this version can build ({error}): {remedy}.") from error
+    except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise UserError(f"{path} holds no model that this version can build: {remedy}.") from error
     return place_model(model.eval(), "cpu"), content  # the caller moves it on

@@ -1,6 +1,9 @@
 """Small hand-made samples and sets for the tests."""
 
+import contextlib
 import json
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,3 +136,19 @@ def change_json(root: Path, change, split: str = "train") -> None:
     contents = json.loads(json_file(root, split).read_text())
     change(contents)
     json_file(root, split).write_text(json.dumps(contents))
+
+
+@contextlib.contextmanager
+def no_waiting(seconds: int = 10) -> Iterator[None]:
+    """A TimeoutError instead of a test that hangs."""
+
+    def stop(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -302,6 +302,18 @@ def test_detections_stay_inside_the_image():
         assert found["boxes"][:, 2].max() == width and found["boxes"][:, 3].max() == height
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", Outputs._fields)
+def test_an_output_that_is_not_finite_is_no_prediction(name, value):
+    """Decoded, it would be a mask of the first class, no detections or an arbitrary class."""
+    shapes = {"detection": (1, 8, 8, 8), "segmentation": (1, 21, 8, 8), "classification": (1, 3)}
+    spoiled = torch.zeros(shapes[name])
+    spoiled.flatten()[-1] = value
+    expected = rf"^The model predicts values that are not finite \({name}\): the weights are damaged; take an intact"
+    with pytest.raises(UserError, match=expected):
+        predict(Fixed(**{name: spoiled}), [photo(64, 64)], 64)
+
+
 def test_odd_sizes_come_back_in_their_own_size():
     images = [photo(37, 91), photo(91, 37), photo(1, 90)]
     predictions = predict(Fixed(segmentation=torch.rand(3, 21, 8, 8)), images, 64)

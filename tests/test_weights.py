@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
+from helpers import CLASSES, no_waiting
 from torch import nn
 from torchvision.models import mobilenet_v2
 
-from mtl_utils import files, weights
+from mtl_utils import checkpoint, files, weights
 from mtl_utils.files import UserError
 from mtl_utils.model import UnifiedModel
 from mtl_utils.prepare.root import Root
@@ -96,6 +99,44 @@ def test_a_file_that_is_not_what_its_card_says_is_refused(start):
         weights.find_starting_weights()
 
 
+def test_a_json_without_a_hash_is_no_card(start):
+    """That of a stage lies beside its weights, which may be named to start from."""
+    start.with_suffix(".json").write_text(json.dumps({"key": {}, "history": []}))
+    assert weights.find_starting_weights().label == f"lite0.pt {digest_of(start)[:12]}"
+
+
+def test_start_weights_with_a_changed_byte_are_refused_without_a_card(start):
+    data = bytearray(start.read_bytes())
+    data[len(data) // 2] ^= 1
+    start.write_bytes(data)
+    with pytest.raises(UserError, match=r"lite0\.pt is not a weights file \(it is damaged, .*\): name another in MTL_"):
+        weights.find_starting_weights()
+
+
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_start_weights_that_are_not_finite_are_refused(start, is_archive):
+    """In archives, and in the files of before 2020, of which the published one may be."""
+    state = torch.load(start, weights_only=True)
+    torch.save(state, start, _use_new_zipfile_serialization=is_archive)
+    found = weights.find_starting_weights().content
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+    state["_bn1.weight"][0] = float("nan")
+    torch.save(state, start, _use_new_zipfile_serialization=is_archive)
+    with pytest.raises(UserError, match=r"is not a weights file \(its tensor '_bn1\.weight' holds values that"):
+        weights.find_starting_weights()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes in folders")
+def test_a_pipe_is_not_waited_for(start):
+    start.unlink()
+    os.mkfifo(start)
+    with (
+        no_waiting(),
+        pytest.raises(UserError, match=r"cannot be read \(it is a folder, a pipe or a device\)"),
+    ):
+        weights.find_starting_weights()
+
+
 @pytest.mark.parametrize(("content", "message"), [(b"garbage", "is not a weights file"), (None, "cannot be read")])
 @pytest.mark.parametrize("named", [True, False])
 def test_a_file_that_cannot_be_used_is_named(start, monkeypatch, content, message, named):
@@ -129,3 +170,64 @@ def test_a_run_opens_its_weights_file_once(start, tiny_root, tmp_path, monkeypat
     assert run.key.initial_weights == f"lite0.pt {digest_of(start)[:12]}"
     model, _ = load_model(run.path("det"))
     assert model.has_imagenet_trunk
+
+
+# ---------------------------------------------------------------- a trained model
+
+
+@pytest.fixture
+def trained(tmp_path) -> Path:
+    """A file as a stage writes it, of an untrained model."""
+    path = tmp_path / "three.pt"
+    state = checkpoint.halved(UnifiedModel(3, 3).state_dict())
+    checkpoint.save(path, {"classes": CLASSES.as_dict(), "initial_weights": "nothing", "model": state})
+    return path
+
+
+def change_state(path: Path, change) -> None:
+    """Apply `change` to a saved model's state dict."""
+    content = checkpoint.load(path)
+    change(content["model"])
+    checkpoint.save(path, content)
+
+
+def test_a_model_is_what_its_card_says(trained):
+    card = trained.with_suffix(".json")
+    card.write_text(json.dumps({"sha256": digest_of(trained)}))
+    load_model(trained)
+    expected = digest_of(trained)[:12]
+    change_state(trained, lambda state: state["head.2.bias"].add_(1))
+    with pytest.raises(UserError, match=rf"three\.pt is damaged: its SHA-256 is not {expected}\.\.\.; restore it\.$"):
+        load_model(trained)
+    card.write_text(json.dumps({"key": {}, "history": []}))  # a stage's own JSON
+    load_model(trained)
+
+
+def rename_all(state) -> None:
+    for name in list(state):
+        state[f"module.{name}"] = state.pop(name)
+
+
+CHANGES = {
+    "shape": (
+        lambda state: state.update({"head.2.bias": torch.zeros(5)}),
+        r"\('head\.2\.bias' is \(5,\) instead of \(32,\)\): take one",
+    ),
+    "missing": (lambda state: state.pop("head.2.bias"), r"\('head\.2\.bias' is missing\): take one"),
+    "unexpected": (lambda state: state.update(extra=torch.zeros(1)), r"\('extra' is not known\): take one"),
+    "no tensor": (
+        lambda state: state.update({"head.2.bias": "text"}),
+        r"\('head\.2\.bias' is no tensor instead of \(32,\)\): take one",
+    ),
+    "all": (rename_all, r"\('\S+' is missing, '\S+' is missing, '\S+' is missing and \d{3} more\): take one"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_weights_of_another_model_are_named(trained, kind):
+    change, message = CHANGES[kind]
+    load_model(trained)
+    change_state(trained, change)
+    with pytest.raises(UserError, match=rf"three\.pt holds no model that this version can build {message}") as error:
+        load_model(trained)
+    assert "\n" not in str(error.value)
