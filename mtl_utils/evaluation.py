@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, box_iou
 from tqdm.auto import tqdm
 
+from mtl_utils import layout
 from mtl_utils.data import MiniSet, Target
 from mtl_utils.detection import Detections, decode
+from mtl_utils.files import UserError
 from mtl_utils.tasks import IGNORE, METRIC_NAMES, VOC_CLASSES, Task
 from mtl_utils.transforms import Letterbox, to_batch
 
@@ -177,7 +179,10 @@ def class_iou(matrix: Tensor) -> Tensor:
 
 
 def segmentation_metrics(dataset: MiniSet, masks: Sequence[Tensor]) -> TaskMetrics:
-    """mIoU, its floor, the IoU of each class and the confusion matrix of pixels, from masks (H, W) uint8."""
+    """mIoU, its floor, the IoU of each class and the confusion matrix of pixels, from masks (H, W) uint8.
+
+    Raises UserError where the set's own masks hold 255 alone.
+    """
     classes = len(VOC_CLASSES)
     matrix = torch.zeros(classes, classes, dtype=torch.int64)
     floor = torch.zeros_like(matrix)
@@ -186,6 +191,9 @@ def segmentation_metrics(dataset: MiniSet, masks: Sequence[Tensor]) -> TaskMetri
         background = torch.zeros_like(true)
         matrix += confusion_matrix(true, mask, classes)
         floor += confusion_matrix(true, background, classes)
+    if not matrix.any():  # every pixel of every mask is 255: no class has an IoU
+        folder = layout.split_folder(dataset.root, "seg", dataset.split)
+        raise UserError(f"{folder} has no labelled pixel: no mIoU can be given, take masks that hold classes.")
     iou = class_iou(matrix)
     return TaskMetrics(
         task="seg",

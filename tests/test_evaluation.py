@@ -25,6 +25,7 @@ from mtl_utils.evaluation import (
     predict_sets,
     segmentation_metrics,
 )
+from mtl_utils.files import UserError
 from mtl_utils.model import Outputs, UnifiedModel
 from mtl_utils.tasks import FOLDERS, IGNORE, TASKS, VOC_CLASSES
 from mtl_utils.transforms import Letterbox, collate, to_batch
@@ -348,6 +349,13 @@ def test_a_trivial_model_scores_the_floor(tiny_root, task):
     assert (metrics.floor > 0) == (task != "det")
     stored = json.loads(json.dumps(metrics.as_dict(), allow_nan=False))
     assert TaskMetrics.from_dict(task, stored) == metrics
+
+
+def test_masks_without_a_labelled_pixel_give_no_number(tmp_path):
+    nothing = tv_tensors.Mask(torch.full((4, 5), IGNORE, dtype=torch.uint8))
+    dataset = ListSet("seg", [(photo(4, 5), {"mask": nothing})], CLASSES, tmp_path)
+    with pytest.raises(UserError, match=r"mini_voc_seg.val has no labelled pixel: no mIoU"):
+        segmentation_metrics(dataset, [torch.zeros(4, 5, dtype=torch.uint8)])
 
 
 def test_a_model_that_knows_the_masks_scores_almost_one(tiny_root):
