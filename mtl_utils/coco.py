@@ -12,6 +12,7 @@ from reprlib import repr as short
 from typing import Any, NamedTuple
 
 from mtl_utils import layout
+from mtl_utils.pictures import Size
 from mtl_utils.tasks import COCO_NAME_OF_VOC
 
 BOX_TOLERANCE = 1.0  # pixels that a box may reach outside its image: COCO's coordinates are rounded
@@ -27,7 +28,6 @@ CORRECT_SIZE = "correct width and height in the JSON or get the file again"
 EXPORT_AGAIN = "export the boxes as COCO has them: [left, top, width, height] in pixels"
 
 Key = int | str  # an id as the JSON holds it
-Size = tuple[int, int]  # width, height in pixels
 Box = tuple[float, float, float, float]  # left, top, width, height in pixels
 Entry = dict[str, Any]  # an object of the JSON: its values may be anything
 Listed = dict[str, "ListedPhoto"]  # the images of a JSON by the text of their ids
@@ -226,11 +226,14 @@ def photo_problems(root: Path, split: str, photos: Sequence[ListedPhoto]) -> lis
     return problems
 
 
-def size_problem(photo: ListedPhoto, size: Size, json_name: str) -> Problem | None:
-    """What is wrong where a decoded photograph has another size than the JSON says; None where nothing is."""
-    if photo.file is None or photo.size in (None, size):
+def size_problem(photo: ListedPhoto, sizes: Sequence[Size], json_name: str) -> Problem | None:
+    """What is wrong where a decoded photograph has none of these sizes in the JSON; None where nothing is.
+
+    sizes: upright, then as its pixels are stored.
+    """
+    if photo.file is None or photo.size in (None, *sizes):
         return None
-    text = f"the image has the size {size}, but {json_name} says {photo.size}"
+    text = f"the image has the size {sizes[0]}, but {json_name} says {photo.size}"
     return Problem(photo.file, text, CORRECT_SIZE)
 
 

@@ -11,9 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -21,15 +19,13 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as TF
 from tqdm.auto import tqdm
 
-from mtl_utils import layout
-from mtl_utils.coco import Box, CocoSet, Key, Problem, Size, id_text, plain_name, read_set
+from mtl_utils import layout, pictures
+from mtl_utils.coco import Box, CocoSet, Key, Problem, id_text, plain_name, read_set
 from mtl_utils.files import UserError
-from mtl_utils.tasks import FOLDERS, IGNORE, VOC_CLASSES, Classes, Task
+from mtl_utils.tasks import FOLDERS, IGNORE, Classes, Task
 
-BROKEN = (OSError, SyntaxError, ValueError)  # what PIL raises on damaged pictures
 Target = dict[str, Tensor]
 Sample = tuple[tv_tensors.Image, Target]
-MASK_VALUES = (*range(len(VOC_CLASSES)), IGNORE)  # all that a VOC index mask may hold
 
 
 def find_classes(root: Path, split: str = "train") -> Classes:
@@ -51,32 +47,27 @@ def find_classes(root: Path, split: str = "train") -> Classes:
         ids, names = zip(*sorted(table), strict=True)  # a ValueError where there is no category
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} has no valid list of categories: `data check` says what is wrong.") from error
-    # sorted: the labels are the same wherever the data lie
-    folders = [folder.name for folder in layout.class_folders(root, split)]
-    return Classes(det=names, det_ids=ids, cls=tuple(folders))
+    # WordNet ids where they are known, so that a checkpoint fits the data whichever names its folders have
+    class_names = tuple(layout.folder_of_class(root, split))
+    return Classes(det=names, det_ids=ids, cls=class_names)
 
 
-def read_image(path: Path) -> tv_tensors.Image:
-    """Decode a picture to (3, H, W) uint8 RGB. Raises UserError when it is missing, truncated or no picture."""
-    try:
-        with Image.open(path) as picture:
-            pixels = TF.pil_to_tensor(picture.convert("RGB"))  # grey and palette pictures get three channels too
-            return tv_tensors.Image(pixels)
-    except BROKEN as error:
-        raise UserError(f"{path} cannot be read as a picture ({error}): fetch it again or take it out.") from error
+def read_image(path: Path, size: pictures.Size | None = None) -> tv_tensors.Image:
+    """Decode a picture to (3, H, W) uint8 RGB, upright; `size` (width, height) is what its labels say of it.
+
+    It is left unturned where `size` fits the stored pixels alone. Raises UserError when it is missing, truncated, too
+    large or no picture.
+    """
+    photo = pictures.read_photo(path, size)
+    pixels = TF.pil_to_tensor(photo)  # (3, H, W) uint8
+    return tv_tensors.Image(pixels)
 
 
 def read_mask(path: Path) -> tv_tensors.Mask:
-    """Read a VOC mask as it is, (H, W) uint8 of class indices. Raises UserError on any other value."""
-    try:
-        with Image.open(path) as picture:
-            # never converted: "L" made from a palette holds brightness, not class indices
-            mask = np.array(picture) if picture.mode in ("P", "L") else None
-    except BROKEN as error:
-        raise UserError(f"{path} cannot be read as a mask ({error}): fetch it again or take it out.") from error
-    if mask is None or not np.isin(mask, MASK_VALUES).all():
-        raise UserError(f"{path} is not an index mask of 0-20 and 255: take the palette PNG of VOC, not a colour copy.")
-    return tv_tensors.Mask(torch.from_numpy(mask))  # (H, W) uint8
+    """Read a VOC mask, (H, W) uint8 of class indices, upright. Raises UserError on anything but classes and 255."""
+    values = pictures.read_mask(path)
+    mask = torch.from_numpy(values)  # (H, W) uint8
+    return tv_tensors.Mask(mask)
 
 
 class MiniSet(Dataset[Sample]):
@@ -156,7 +147,7 @@ class Entry(NamedTuple):
     key: Key  # COCO's image id, else the name
     path: Path
     label: Path | list[BoxRow] | int  # the mask's path (seg), the objects (det), the class index (cls)
-    size: Size | None = None  # width and height that the labels were drawn for, where a file says so
+    size: pictures.Size | None = None  # width and height that the labels were drawn for, where a file says so
 
 
 def seg_entries(root: Path, split: str) -> list[Entry]:
@@ -217,44 +208,48 @@ def class_labels(coco: CocoSet, classes: Classes) -> dict[str, int]:
 
 def cls_entries(root: Path, split: str, classes: Classes) -> list[Entry]:
     """Every Imagenette image with its class index. Raises UserError for a class the model does not have."""
+    # a checkpoint may hold either kind of name, as a folder may
+    known = [layout.class_name(name) for name in classes.cls]
     entries = []
-    for folder in layout.class_folders(root, split):
-        if folder.name not in classes.cls:
+    folders = layout.folder_of_class(root, split)
+    for name, folder in folders.items():
+        if name not in known:
             raise UserError(f"{folder} is a class the model was not trained for: its classes are {classes.cls}.")
-        label = classes.cls.index(folder.name)  # of training's list, whatever folders are here
+        label = known.index(name)  # of training's list, whatever folders are here
         for path in layout.class_images(folder):
-            name = f"{folder.name}/{path.stem}"  # a stem alone may stand in two folders
-            entries.append(Entry(name, path, label))
+            key = f"{folder.name}/{path.stem}"  # a stem alone may stand in two folders
+            entries.append(Entry(key, path, label))
     return entries
 
 
 def read_sample(task: Task, entry: Entry) -> Sample:
     """Decode one image and make its target."""
-    image = read_image(entry.path)
-    if entry.size is not None:
-        check_size(entry, image)
     if isinstance(entry.label, Path):
-        return image, seg_target(image, entry.label)
-    if isinstance(entry.label, list):
+        return seg_sample(entry.path, entry.label)
+    image = read_image(entry.path, entry.size)
+    check_size(entry, image)
+    if isinstance(entry.label, list):  # of objects
         return image, det_target(image, entry.label)
-    return image, {"label": torch.tensor(entry.label)}
+    label = torch.tensor(entry.label)
+    return image, {"label": label}
 
 
 def check_size(entry: Entry, image: tv_tensors.Image) -> None:
     """Raise UserError where a photograph has another size than the file of its labels says."""
     # boxes of another size would score nearly 0 without a word
     height, width = image.shape[-2:]
-    if entry.size != (width, height):
+    if entry.size not in (None, (width, height)):
         sizes = f"{width} x {height} pixels, and its labels are for {entry.size}"
         raise UserError(f"{entry.path} has {sizes}: get the photograph that was labelled, or label it again.")
 
 
-def seg_target(image: tv_tensors.Image, mask_path: Path) -> Target:
-    """The target of a segmentation sample. Raises UserError where image and mask differ in size."""
-    mask = read_mask(mask_path)
-    if image.shape[-2:] != mask.shape[-2:]:
-        raise UserError(f"{mask_path} is of another size than its image: fetch both again.")
-    return {"mask": mask}
+def seg_sample(path: Path, mask_path: Path) -> Sample:
+    """A photograph with its mask. Raises UserError where they differ in size."""
+    # read together, since the mask says which way up the photograph was labelled
+    photo, values = pictures.read_pair(path, mask_path)
+    image = tv_tensors.Image(TF.pil_to_tensor(photo))
+    mask = tv_tensors.Mask(torch.from_numpy(values))
+    return image, {"mask": mask}
 
 
 def det_target(image: tv_tensors.Image, objects: list[BoxRow]) -> Target:
@@ -267,7 +262,7 @@ def det_target(image: tv_tensors.Image, objects: list[BoxRow]) -> Target:
     boxes = TF.clamp_bounding_boxes(boxes)  # COCO's coordinates are rounded and may reach outside
     left, top, right, bottom = boxes.unbind(dim=1)
     kept = (right - left >= 1) & (bottom - top >= 1)  # (N,) bool
-    boxes = tv_tensors.wrap(boxes[kept], like=boxes)
+    boxes = tv_tensors.wrap(boxes[kept], like=boxes)  # indexing alone would give a plain tensor
     labels = torch.tensor([row.label for row in objects], dtype=torch.int64)
     crowd = torch.tensor([row.crowd for row in objects], dtype=torch.bool)
     return {"boxes": boxes, "labels": labels[kept], "crowd": crowd[kept]}

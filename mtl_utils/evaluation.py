@@ -190,7 +190,10 @@ def class_iou(matrix: Tensor) -> Tensor:
 
 
 def segmentation_metrics(dataset: MiniSet, masks: Sequence[Tensor]) -> TaskMetrics:
-    """mIoU, its floor, the IoU of each class and the confusion matrix of pixels, from masks (H, W) uint8."""
+    """mIoU, its floor, the IoU of each class and the confusion matrix of pixels, from masks (H, W) uint8.
+
+    Raises UserError where the set's own masks hold 255 alone.
+    """
     classes = len(VOC_CLASSES)
     matrix = torch.zeros(classes, classes, dtype=torch.int64)
     floor = torch.zeros_like(matrix)

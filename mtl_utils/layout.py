@@ -4,50 +4,84 @@ The loaders, `data check` and `data fetch` all ask here.  A folder or file that 
 
     mini_voc_seg/{train,val}/NAME.jpg + NAME.png   (or {train,val}/JPEGImages/ + {train,val}/SegmentationClass/)
     mini_coco_det/{train,val}/NAME.jpg             (or images/, data/) + annotations/mini_instances_{train,val}2017.json
-    imagenette_160/{train,val}/CLASS/NAME.JPEG
+    imagenette_160/{train,val}/CLASS/NAME.JPEG     (CLASS: a WordNet id or Imagenette's own name of the class)
+
+A set or a split may have another usual name (SET_NAMES, SPLIT_NAMES). What file managers leave behind is no data.
 """
 
 import json
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtl_utils import files
 from mtl_utils.files import UserError
-from mtl_utils.tasks import FOLDERS, Task
+from mtl_utils.tasks import FOLDERS, IMAGENETTE_NAMES, Task
 
-JPEG = (".jpg", ".jpeg")
-PHOTO = (*JPEG, ".png", ".webp", ".bmp")  # what a class folder may hold; a PNG beside a VOC photograph is its mask
-# what the folders and files of a split may be called; the first is the project's own word
-SPLIT_WORDS = {
-    "train": ("train", "train2017", "training"),
-    "val": ("val", "val2017", "valid", "validation"),
-    "test": ("test", "test2017"),
-}
+VOC_PHOTO = (".jpg", ".jpeg", ".webp")  # a PNG beside a VOC photograph is its mask
+PHOTO = (*VOC_PHOTO, ".png", ".bmp")  # what a class folder may hold
 COCO_LISTS = ("images", "annotations", "categories")  # what every COCO JSON must hold
 
 
+# the usual names of a set and of a split, the project's own first; the first that is there counts
+SET_NAMES: dict[Task, tuple[str, ...]] = {
+    "seg": (FOLDERS["seg"],),
+    "det": (FOLDERS["det"],),
+    # the official archives unpack to one of these
+    "cls": (
+        FOLDERS["cls"], "imagenette2-160", "imagenette2", "imagenette",
+        "imagenette2-320", "imagenette-160", "imagenette-320",
+    ),
+}  # fmt: skip
+SPLIT_NAMES = {
+    "train": ("train", "train2017", "training"),
+    "val": ("val", "valid", "validation", "val2017"),
+    "test": ("test", "test2017"),
+}
+JUNK = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir")  # of file managers, in small letters
+
+
+def set_folder(root: Path, task: Task) -> Path:
+    """The folder of one set, under whichever of its names it is there; under the project's own if it is not."""
+    return first_folder(Path(root), SET_NAMES[task])
+
+
 def split_folder(root: Path, task: Task, split: str) -> Path:
-    """The folder of one split of one task, whether it exists or not."""
-    return Path(root) / FOLDERS[task] / split
+    """The folder of one split of one task, under whichever of its names, whether it exists or not."""
+    names = SPLIT_NAMES.get(split, (split,))
+    return first_folder(set_folder(root, task), names)
+
+
+def first_folder(parent: Path, names: Sequence[str]) -> Path:
+    """The first of these folders that exists, or else the first of all."""
+    for name in names:
+        folder = parent / name
+        if folder.is_dir():
+            return folder
+    return parent / names[0]
 
 
 def has_set(root: Path, task: Task) -> bool:
     """Whether the root holds a folder for the task ("seg", "det" or "cls")."""
-    return (Path(root) / FOLDERS[task]).is_dir()
+    return set_folder(root, task).is_dir()
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or folder of this name is no data: hidden (.DS_Store, ._NAME.jpg) or a file manager's."""
+    return name.startswith(".") or name.lower() in JUNK
 
 
 def entries(folder: Path, suffixes: Iterable[str] = ()) -> list[Path]:
     """The files of a folder that end in one of the suffixes, in any case, sorted by name; without suffixes its folders.
 
-    Hidden files (.DS_Store, ._NAME.jpg) are left out.  Raises UserError when the folder cannot be listed.
+    Junk is left out.  Raises UserError when the folder cannot be listed.
     """
     try:
         # sorted, since the order that a file system gives differs between machines
-        visible = [path for path in Path(folder).iterdir() if not path.name.startswith(".")]
+        visible = [path for path in Path(folder).iterdir() if not is_junk(path.name)]
         paths = sorted(visible)
         if not suffixes:
             return [path for path in paths if path.is_dir()]
@@ -88,7 +122,7 @@ def voc_pairs(root: Path, split: str) -> list[tuple[Path, Path | None]]:
     """Every photograph of the split with its mask (None: there is none), sorted by name; a mask is never an image."""
     folder, _ = voc_folders(root, split)
     mask_of_name = {mask.stem: mask for mask in voc_masks(root, split)}
-    images = entries(folder, JPEG)  # JPEG alone: in a shared folder the PNGs are the masks
+    images = entries(folder, VOC_PHOTO)  # no PNG: in a shared folder the PNGs are the masks
     return [(image, mask_of_name.get(image.stem)) for image in images]
 
 
@@ -107,7 +141,7 @@ def json_path(root: Path, split: str) -> Path:
 
 def json_names(split: str) -> Iterator[str]:
     """The places of a split's COCO JSON below mini_coco_det/, in the order in which they are looked for."""
-    words = SPLIT_WORDS.get(split, (split,))
+    words = SPLIT_NAMES.get(split, (split,))
     year = "" if split.endswith("2017") else "2017"  # COCO's, in both splits
     yield f"annotations/mini_instances_{split}{year}.json"
     for word in words:
@@ -147,7 +181,7 @@ class PhotoFinder:
     def __init__(self, root: Path, split: str):
         home = Path(root) / FOLDERS["det"]
         others: set[str] = set()  # folders of other splits
-        for name, words in SPLIT_WORDS.items():
+        for name, words in SPLIT_NAMES.items():
             if name != split:
                 others.update(words)
         self.paths: dict[str, list[Path]] = defaultdict(list)  # by comparable name
@@ -186,9 +220,9 @@ def files_below(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         # in place: os.walk goes on with what the list holds
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_junk(name))
         for name in sorted(names):
-            if not name.startswith("."):
+            if not is_junk(name):
                 yield Path(place, name)
 
 
@@ -224,9 +258,50 @@ def write_coco(path: Path, content: dict[str, Any]) -> None:
 # ---- classification: Imagenette
 
 
+def class_name(folder_name: str) -> str:
+    """The class that a folder's name means: a WordNet id where Imagenette has it, else the name itself.
+
+    Imagenette's own names count as well, without regard to case, spaces, underscores and hyphens: "Golf_Ball".
+    """
+    wanted = plain(folder_name)
+    for wordnet_id, name in IMAGENETTE_NAMES.items():
+        names = (wordnet_id, plain(name))
+        if wanted in names:
+            return wordnet_id
+    return folder_name
+
+
+def plain(name: str) -> str:
+    """A name in small letters, without spaces, underscores and hyphens."""
+    letters = [letter for letter in name.lower() if letter not in " _-"]
+    return "".join(letters)
+
+
 def class_folders(root: Path, split: str) -> list[Path]:
-    """The class folders of the split, sorted by name, so that the labels are the same in train and val."""
-    return entries(split_folder(root, "cls", split))  # one a class, named by its WordNet id
+    """The class folders of the split, sorted by class, so that the labels are the same in train and val."""
+    folders = entries(split_folder(root, "cls", split))
+    # not by the folders' names, which may differ between the splits
+    return sorted(folders, key=lambda folder: class_name(folder.name))
+
+
+def class_twins(folders: Iterable[Path]) -> list[tuple[Path, Path]]:
+    """Pairs of class folders that mean one class, such as n01440764 and tench."""
+    first: dict[str, Path] = {}  # by class
+    twins = []
+    for folder in folders:
+        name = class_name(folder.name)
+        other = first.setdefault(name, folder)
+        if other is not folder:  # the class has a folder already
+            twins.append((other, folder))
+    return twins
+
+
+def folder_of_class(root: Path, split: str) -> dict[str, Path]:
+    """The folder of each class of the split, sorted by class.  Raises UserError when two folders mean one class."""
+    folders = class_folders(root, split)
+    for first, second in class_twins(folders):  # the first pair will do: `data check` lists all
+        raise UserError(f"{second} and {first.name} mean the same class: put their images into one folder.")
+    return {class_name(folder.name): folder for folder in folders}
 
 
 def class_images(folder: Path) -> list[Path]:

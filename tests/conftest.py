@@ -19,7 +19,7 @@ from mtl_utils.files import PROJECT
 from mtl_utils.prepare.root import Root
 from mtl_utils.run import Run
 from mtl_utils.stages import run_stage
-from mtl_utils.tasks import FOLDERS, IMAGENETTE_NAMES, TASKS
+from mtl_utils.tasks import FOLDERS, IMAGENETTE_NAMES, TASKS, voc_palette
 
 COUNTS = {"train": 6, "val": 4}  # images of segmentation and detection; classification has one for each class
 SIZES = ((96, 64), (64, 96), (80, 80), (72, 90), (90, 66), (64, 64))  # width, height
@@ -95,7 +95,7 @@ def draw_seg(folder: Path, count: int) -> None:
         save_photo(folder / f"2007_00000{i}.jpg", picture)
         image = Image.fromarray(mask).convert("P")
         image.putdata(mask.flatten().tolist())
-        image.putpalette(PALETTE.flatten().tolist())
+        image.putpalette(voc_palette())
         image.save(folder / f"2007_00000{i}.png")
 
 

@@ -15,6 +15,7 @@ from conftest import CATEGORIES
 from mtl_utils import layout
 from mtl_utils.data import BoxRow, MiniSet, classes_of, det_target, find_classes, read_image, read_mask
 from mtl_utils.files import UserError
+from mtl_utils.pictures import TURNS
 from mtl_utils.plots.datasets import class_counts
 from mtl_utils.prepare.check import check_root
 from mtl_utils.tasks import FOLDERS, IGNORE, IMAGENETTE_NAMES, SPLITS, TASKS, Classes
@@ -216,10 +217,10 @@ def test_a_damaged_mask_is_a_user_error_that_names_it(own_root, damage):
         load(own_root, "seg")
 
 
-@pytest.mark.parametrize("colour", [(128, 0, 0), (0, 0, 0)])
-def test_a_mask_in_colours_is_refused(tmp_path, colour):
+@pytest.mark.parametrize("colour", [(129, 0, 0), (38, 38, 38)])
+def test_a_mask_in_colours_that_are_not_vocs_is_refused(tmp_path, colour):
     Image.new("RGB", (8, 8), colour).save(tmp_path / "mask.png")
-    with pytest.raises(UserError, match=r"mask\.png.*index mask"):
+    with pytest.raises(UserError, match=r"mask\.png.*the colour .* in 64 pixel.*palette PNG"):
         read_mask(tmp_path / "mask.png")
 
 
@@ -249,6 +250,96 @@ def test_an_image_without_mask_is_a_user_error(own_root):
     path.unlink()
     with pytest.raises(UserError, match=path.with_suffix(".jpg").name):
         load(own_root, "seg")
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_photograph_that_is_stored_turned_gives_the_same_sample(own_root, orientation):
+    whole = load(own_root, "seg")
+    path = whole.paths[0]
+    undo = {5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, orientation)  # quarter turns undo each other
+    stored = Image.open(path).transpose(TURNS[undo])
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    stored.save(path.with_suffix(".webp"), lossless=True, exif=exif.tobytes())
+    path.unlink()
+    image, target = load(own_root, "seg")[0]
+    assert torch.equal(image, whole[0][0]) and torch.equal(target["mask"], whole[0][1]["mask"])
+
+
+def test_a_mask_drawn_on_the_stored_pixels_leaves_the_photograph_unturned(own_root):
+    whole = load(own_root, "seg")
+    path = whole.paths[0]
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.open(path).save(path.with_suffix(".webp"), lossless=True, exif=exif.tobytes())
+    path.unlink()
+    image, _ = load(own_root, "seg")[0]
+    assert image.shape == (3, 64, 96) and torch.equal(image, whole[0][0])
+    assert read_image(path.with_suffix(".webp")).shape == (3, 96, 64)
+
+
+def test_a_set_without_a_labelled_pixel_is_read(own_root):
+    for path in (own_root / FOLDERS["seg"] / "val").glob("*.png"):
+        Image.new("L", Image.open(path).size, 255).save(path)
+    assert all(target["mask"].unique().tolist() == [255] for _, target in load(own_root, "seg", "val"))
+
+
+# ---------------------------------------------------------------- other names of sets, splits and classes
+
+
+def use_own_names(folder: Path) -> None:
+    """Name class folders as Imagenette calls the classes, in several spellings."""
+    spellings = (str.title, str.upper, lambda name: name.replace(" ", "_"), lambda name: name.replace(" ", "-"))
+    for number, path in enumerate(sorted(folder.iterdir())):
+        name = IMAGENETTE_NAMES[path.name]
+        path.rename(folder / spellings[number % 4](name))
+
+
+@pytest.mark.parametrize("splits", [("train",), ("val",), SPLITS])
+def test_class_folders_may_have_imagenettes_own_names(own_root, tiny_root, splits):
+    for split in splits:
+        use_own_names(own_root / FOLDERS["cls"] / split)
+    assert find_classes(own_root) == find_classes(own_root, "val") == find_classes(tiny_root)
+    for split in SPLITS:
+        pairs = zip(load(own_root, "cls", split), load(tiny_root, "cls", split), strict=True)
+        for (image, target), (image2, target2) in pairs:
+            assert torch.equal(image, image2) and target["label"] == target2["label"]
+
+
+def test_a_model_of_classes_by_their_own_names_reads_wordnet_ids(tiny_root):
+    names = ("tench", "parachute", *sorted(IMAGENETTE_NAMES)[1:-1])
+    dataset = MiniSet("cls", tiny_root, "val", replace(find_classes(tiny_root), cls=names))
+    assert [int(target["label"]) for _, target in dataset] == [0, *range(2, 10), 1]
+
+
+def test_two_folders_of_one_class_are_refused(own_root):
+    (own_root / FOLDERS["cls"] / "val" / "Tench").mkdir()
+    with pytest.raises(UserError, match=r"Tench.* mean the same class: put"):
+        MiniSet("cls", own_root, "val", find_classes(own_root))
+
+
+@pytest.mark.parametrize("name", ["imagenette2-160", "imagenette2", "imagenette"])
+def test_the_official_names_of_imagenette_will_do(own_root, tiny_root, name):
+    (own_root / FOLDERS["cls"]).rename(own_root / name)
+    assert find_classes(own_root) == find_classes(tiny_root)
+    assert load(own_root, "cls", "val").paths[0].parent.parent.parent.name == name
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "val2017"])
+@pytest.mark.parametrize("task", ["seg", "cls"])
+def test_val_may_have_other_names(own_root, tiny_root, task, name):
+    (own_root / FOLDERS[task] / "val").rename(own_root / FOLDERS[task] / name)
+    assert load(own_root, task, "val").ids == load(tiny_root, task, "val").ids
+
+
+def test_photographs_of_other_formats_count(own_root):
+    folder = own_root / FOLDERS["cls"] / "train" / "n01440764"
+    for name in ("a.webp", "b.BMP", "c.Png", "d.JPG"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+    (folder / "Thumbs.db").write_text("of Windows")
+    (folder.parent / "__MACOSX").mkdir()
+    assert load(own_root, "cls").ids[:5] == [f"n01440764/{name}" for name in ("a", "b", "c", "d", "n01440764_0")]
+    assert len(find_classes(own_root).cls) == 10
 
 
 # ---------------------------------------------------------------- boxes

@@ -20,13 +20,13 @@ PACKAGE = PROJECT / "mtl_utils"
 FOLDERS = ("prepare", "remedies", "experiments", "plots", "publish", "cli")  # each may import those before it
 # the order in which the core is read; a file imports only files before it, but for those ahead
 READING_ORDER = (
-    "tasks", "settings", "model", "detection", "losses", "layout", "coco", "data", "transforms", "replay", "training",
-    "evaluation", "forgetting", "weights", "run", "stages",
+    "tasks", "settings", "model", "detection", "losses", "layout", "pictures", "coco", "data", "transforms", "replay",
+    "training", "evaluation", "forgetting", "weights", "run", "stages",
 )  # fmt: skip
 AHEAD = {"model": {"detection"}, "losses": {"data"}}  # for the numbers of channels, and for the type of a target
 HELPERS = ("files", "checkpoint", "environment")  # read when needed
 DOORS = {"stages": "remedies.build", "run": "prepare.root"}  # the only ways from the core into a folder
-FOUNDATION = {"tasks", "files", "layout", "coco", "environment"}  # what prepare may use of the core
+FOUNDATION = {"tasks", "files", "layout", "pictures", "coco", "environment"}  # what prepare may use of the core
 WITHOUT_PACKAGES = ("environment", "settings", "tasks", "files")  # imported before Colab has installed any
 
 CORE = sorted(path for path in PACKAGE.glob("*.py") if path.stem != "__init__")

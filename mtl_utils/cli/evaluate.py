@@ -13,7 +13,7 @@ from mtl_utils.evaluation import Evaluation, TaskMetrics, predict_and_evaluate
 from mtl_utils.files import UserError, write_json
 from mtl_utils.prepare.root import find_root
 from mtl_utils.run import load_model
-from mtl_utils.tasks import TASKS, Classes, Task
+from mtl_utils.tasks import FOLDERS, TASKS, Classes, Task
 
 PRINTED_ORDER = ("det", "seg", "cls")  # in which the assignment asks for the metrics: mAP, mIoU, Top-1
 
@@ -65,10 +65,16 @@ def chosen_tasks(text: str) -> tuple[Task, ...]:
 
 
 def tasks_to_mark(root: Path, tasks: tuple[Task, ...], asked: str) -> list[Task]:
-    """Those tasks whose sets the root holds. Raises UserError when a task named in `asked` is not among them."""
+    """Those tasks whose sets the root holds; of "all", each that is missing is named on stderr.
+
+    Raises UserError when a task named in `asked` is not among them.
+    """
     present = [task for task in tasks if layout.has_set(root, task)]
     if asked != "all" and present != list(tasks):
         raise UserError(f"{root} does not hold the sets of {asked}: leave out what is missing.")
+    for task in tasks:
+        if task not in present:
+            print(f"{task}: {root} holds no {FOLDERS[task]}: not evaluated", file=sys.stderr)
     return present
 
 

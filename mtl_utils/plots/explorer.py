@@ -14,10 +14,11 @@ from PIL import Image, ImageOps
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as TF
 
-from mtl_utils.data import BROKEN, MiniSet
+from mtl_utils.data import MiniSet
 from mtl_utils.evaluation import SHOWN, predict
 from mtl_utils.experiments.results import RunSummary, buffer_sizes, same_seeds
 from mtl_utils.files import UserError
+from mtl_utils.pictures import BROKEN
 from mtl_utils.plots.pictures import Models, Prediction, draw_image, draw_predictions, draw_sample
 from mtl_utils.plots.studies import retention_bars
 from mtl_utils.tasks import TASK_NAMES, TASKS, Task, learned_by, stage_number

@@ -3,30 +3,23 @@
 Nothing here trusts a file: pictures are decoded to the last pixel, and values of a JSON are tested before use.
 """
 
-import io
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from reprlib import repr as short
 from typing import Any, NamedTuple
 
-from PIL import Image
 from tqdm.auto import tqdm
 
-from mtl_utils import coco, files, layout
+from mtl_utils import coco, files, layout, pictures
 from mtl_utils.coco import FETCH
 from mtl_utils.files import UserError
-from mtl_utils.tasks import FOLDERS, IGNORE, SPLITS, TASK_NAMES, TASKS, VOC_CLASSES, Task
+from mtl_utils.pictures import FETCH_AGAIN, PictureError, Size
+from mtl_utils.tasks import FOLDERS, SPLITS, TASK_NAMES, TASKS, Task
 
-FETCH_AGAIN = "delete it and get it again with `python -m mtl_utils data fetch ROOT`"
 NOT_COCO = f"is not COCO: it needs lists of objects named {', '.join(layout.COCO_LISTS)}"
-PALETTE_PNG = "save it as a palette PNG that holds the class index of each pixel, as VOC does"
 ID_NAME = re.compile(r"\d{12}|\d{4}_\d{6}|n\d{8}_\d+")  # names given by COCO, VOC, ImageNet: one name, one photograph
-
-Size = tuple[int, int]  # width, height in pixels
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,8 @@ class Fault:
 class Photo(NamedTuple):
     """What is known of a photograph that can be decoded."""
 
-    size: Size
+    size: Size  # as viewers show it
+    stored_size: Size  # before it is turned as its EXIF orientation says
     sha256: str  # of its file
 
 
@@ -83,7 +77,7 @@ def check_task(root: Path, task: Task) -> Iterator[Fault]:
         try:
             yield from CHECKS[task](root, split, photos[split])
         except UserError:
-            yield Fault(f"{FOLDERS[task]}/{split}", "the folder is missing or unreadable", FETCH)
+            yield fault_at(root, layout.split_folder(root, task, split), "the folder is missing or unreadable", FETCH)
     yield from across_splits(root, photos["train"], photos["val"])
 
 
@@ -143,28 +137,15 @@ def fault_at(root: Path, path: Path, problem: str, remedy: str = FETCH_AGAIN) ->
     return Fault(path.relative_to(root).as_posix(), problem, remedy)
 
 
-def decode(path: Path) -> Image.Image:
-    """A picture, decoded to its last pixel.  Raises UserError on any defect."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken EXIF data does no harm
-            picture = Image.open(io.BytesIO(path.read_bytes()))
-            picture.load()
-            return picture
-    except Exception as error:  # what PIL raises on garbage is not only OSError
-        reason = str(error).split(" <")[0]  # without Python's address of the buffer
-        raise UserError(f"the picture cannot be decoded ({reason})") from error
-
-
 def check_photos(root: Path, paths: list[Path], photos: Photos) -> Iterator[Fault]:
-    """The faults of photographs as such; those that can be decoded are added to `photos`."""
+    """The faults of photographs as such; those that the loaders can read are added to `photos`."""
     for path in tqdm(paths, desc="checking photographs", unit="image", leave=False, delay=1):
         try:
-            picture = decode(path)
-        except UserError as error:
-            yield fault_at(root, path, str(error))
+            size, stored_size = pictures.photo_sizes(path)
+        except PictureError as error:
+            yield fault_at(root, path, error.problem, error.remedy)
         else:
-            photos[path] = Photo(picture.size, files.sha256(path))
+            photos[path] = Photo(size, stored_size, files.sha256(path))
 
 
 # ---- segmentation
@@ -181,39 +162,22 @@ def check_seg(root: Path, split: str, photos: Photos) -> Iterator[Fault]:
         if mask is None:
             yield fault_at(root, image, f"its mask {image.stem}.png is missing", FETCH)
         else:
-            size = photos[image].size if image in photos else None
-            yield from check_mask(root, mask, size)
+            yield from check_mask(root, mask, photos.get(image))
     names = {image.stem for image in images}
     for mask in layout.voc_masks(root, split):
         if mask.stem not in names:
             yield fault_at(root, mask, f"the image {mask.stem}.jpg of this mask is missing", FETCH)
 
 
-def check_mask(root: Path, path: Path, size: Size | None) -> Iterator[Fault]:
-    """The faults of one mask; `size` is that of its photograph, None if that one is unknown."""
+def check_mask(root: Path, path: Path, photo: Photo | None) -> Iterator[Fault]:
+    """The fault of one mask, if any; `photo` is its photograph, None if that one cannot be read."""
     try:
-        mask = decode(path)
-    except UserError as error:
-        yield fault_at(root, path, str(error))
-        return
-    if mask.mode not in ("P", "L"):
-        problem = f"the mask holds colours (mode {mask.mode}), not class indices"
-        yield fault_at(root, path, problem, PALETTE_PNG)
-        return
-    if size and mask.size != size:
-        problem = f"the mask has {mask.size[0]} x {mask.size[1]} pixels, its image {size[0]} x {size[1]}"
-        yield fault_at(root, path, problem, "take the mask that belongs to this image")
-    unknown = unknown_values(mask)
-    if unknown:
-        remedy = f"use only 0 to {len(VOC_CLASSES) - 1} and {IGNORE}; never convert a palette mask to greyscale"
-        yield fault_at(root, path, f"the mask holds values that are no class: {short(unknown)}", remedy)
-
-
-def unknown_values(mask: Image.Image) -> list[int]:
-    """The values of a mask that are neither a class nor IGNORE, in ascending order."""
-    pixels_of_value = mask.histogram()  # 256 counts
-    present = [value for value, pixels in enumerate(pixels_of_value) if pixels]
-    return [value for value in present if value >= len(VOC_CLASSES) and value != IGNORE]
+        height, width = pictures.read_mask(path).shape
+        if photo:
+            # either way up: the loader turns the photograph as the mask has it
+            pictures.check_size(path, (width, height), [photo.size, photo.stored_size])
+    except PictureError as error:
+        yield fault_at(root, path, error.problem, error.remedy)
 
 
 def count_seg(root: Path, split: str) -> tuple[int, str]:
@@ -249,7 +213,9 @@ def size_problems(found: coco.CocoSet, photos: Photos) -> list[coco.Problem]:
     problems = []
     for photo in found.photos:
         if photo.file in photos:
-            problem = coco.size_problem(photo, photos[photo.file].size, found.path.name)
+            decoded = photos[photo.file]
+            sizes = (decoded.size, decoded.stored_size)
+            problem = coco.size_problem(photo, sizes, found.path.name)
             if problem:
                 problems.append(problem)
     return problems
@@ -290,10 +256,13 @@ def check_cls(root: Path, split: str, photos: Photos) -> Iterator[Fault]:
     folders = layout.class_folders(root, split)
     if not folders:
         yield fault_at(root, layout.split_folder(root, "cls", split), "the folder holds no class folders", FETCH)
+    for first, second in layout.class_twins(folders):
+        yield fault_at(root, second, f"means the same class as {first.name}", "put their images into one folder")
     other_split = "val" if split == "train" else "train"
     other = layout.split_folder(root, "cls", other_split)
+    others = {layout.class_name(folder.name) for folder in layout.entries(other)} if other.is_dir() else None
     for folder in folders:
-        if other.is_dir() and not (other / folder.name).is_dir():
+        if others is not None and layout.class_name(folder.name) not in others:
             problem = f"the class has no folder in {other_split}"
             yield fault_at(root, folder, problem, "add its images there or remove this folder")
         images = layout.class_images(folder)

@@ -78,8 +78,11 @@ def fingerprint(root: Path) -> str:
     """A short hash of the names and sizes of all files of the three sets: two roots with other data differ in it."""
     paths = []
     for task in TASKS:
-        everything = (root / FOLDERS[task]).rglob("[!.]*")  # hidden files, such as .DS_Store, are no data
-        paths += [path for path in everything if path.is_file()]
+        for path in layout.set_folder(root, task).rglob("*"):
+            parts = path.relative_to(root).parts
+            is_data = not any(map(layout.is_junk, parts))  # file managers may write into any folder at any time
+            if is_data and path.is_file():
+                paths.append(path)
     lines = [f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in sorted(paths)]
     digest = hashlib.sha256("\n".join(lines).encode())
     return digest.hexdigest()[:16]

@@ -117,7 +117,13 @@ def test_train_split(trained, tiny_root, capsys):
 def test_root_with_only_some_of_the_sets(trained, tiny_root, tmp_path, capsys):
     shutil.copytree(tiny_root / "mini_voc_seg", tmp_path / "mini_voc_seg")
     assert marks(trained / "stage3_classification.pt", tmp_path) == 0
-    assert capsys.readouterr().out.startswith("mIoU")
+    printed = capsys.readouterr()
+    assert printed.out.startswith("mIoU")
+    said = [line for line in printed.err.splitlines() if "not evaluated" in line]
+    assert said == [
+        f"det: {tmp_path} holds no mini_coco_det: not evaluated",
+        f"cls: {tmp_path} holds no imagenette_160: not evaluated",
+    ]
     assert marks(trained / "stage3_classification.pt", tmp_path, "--tasks", "seg,det") == 1
 
 

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from mtl_utils import layout
+from mtl_utils.data import MiniSet, find_classes
 from mtl_utils.files import UserError
 from mtl_utils.prepare import check
-from mtl_utils.tasks import SPLITS
+from mtl_utils.tasks import SPLITS, voc_palette
 
 WIDTH, HEIGHT = 40, 30
 TRAIN_JSON = "mini_coco_det/annotations/mini_instances_train2017.json"
@@ -96,14 +97,22 @@ def copy(source: str, target: str) -> Callable[[Path], object]:
     return lambda root: shutil.copy(root / source, root / target)
 
 
-def bomb(name: str) -> Callable[[Path], object]:
-    """A picture that claims to have 10^10 pixels."""
+def bomb(name: str, side: int = 10**5) -> Callable[[Path], object]:
+    """A square picture that claims to have sides of so many pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
-    header = chunk(b"IHDR", (10**5).to_bytes(4, "big") * 2 + b"\x08\0\0\0\0")
+    header = chunk(b"IHDR", side.to_bytes(4, "big") * 2 + b"\x08\0\0\0\0")
     return lambda root: (root / name).write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b""))
+
+
+def rename_class(root: Path, name: str) -> Path:
+    """Name the first class anew in both splits; returns the training split."""
+    for split in SPLITS:
+        folder = root / "imagenette_160" / split
+        (folder / "n00000001").rename(folder / name)
+    return root / "imagenette_160" / "train"
 
 
 SEG, DET, CLS = "mini_voc_seg/train/2007_000001", "mini_coco_det/train/000000000001.jpg", "imagenette_160/train"
@@ -127,7 +136,34 @@ FAULTS = [  # name, what breaks the root, path of the one fault, words of its pr
     ("missing photo", lambda r: (r / f"{SEG}.jpg").unlink(), f"{SEG}.png", "2007_000001.jpg of this", "data fetch"),
     ("truncated mask", lambda r: (r / f"{SEG}.png").write_bytes(b"\x89PNG"), f"{SEG}.png", "decoded", "get it again"),
     ("small mask", lambda r: mask(r / f"{SEG}.png", size=(20, 30)), f"{SEG}.png", "20 x 30", "belongs to this image"),
-    ("colour mask", lambda r: mask(r / f"{SEG}.png", mode="RGB"), f"{SEG}.png", "mode RGB", "palette PNG"),
+    (
+        "colour mask",
+        lambda r: mask(r / f"{SEG}.png", 38, 38, mode="RGB"),
+        f"{SEG}.png",
+        "the colour (38, 38, 38) in 2 pixel(s)",
+        "palette PNG",
+    ),
+    (
+        "large photo",
+        bomb(f"{CLS}/n00000001/a.png", 10**4),  # of which Pillow only warns
+        f"{CLS}/n00000001/a.png",
+        "exceeds limit",
+        "scale it down",
+    ),
+    (
+        "float photo",
+        lambda r: Image.new("F", (8, 8)).save(r / f"{SEG}.jpg", "TIFF"),
+        f"{SEG}.jpg",
+        "mode F",
+        "8 bits",
+    ),
+    (
+        "class twins",
+        lambda r: photo(rename_class(r, "n02979186") / "Cassette Player/1.jpg", 7),
+        f"{CLS}/n02979186",
+        "means the same class as Cassette Player",
+        "into one folder",
+    ),
     ("21 in a mask", lambda r: mask(r / f"{SEG}.png", 21, 254), f"{SEG}.png", "no class: [21, 254]", "only 0 to 20"),
     ("grey mask", lambda r: mask(r / f"{SEG}.png", 38, mode="L"), f"{SEG}.png", "no class: [38]", "greyscale"),
     ("no JSON", lambda r: (r / TRAIN_JSON).unlink(), TRAIN_JSON, "annotations are missing", "data fetch"),
@@ -286,6 +322,48 @@ def test_hidden_files_and_vocs_own_folders_are_understood(root):
         ("2007_001002.jpg", "2007_001002.png"),
     ]
     assert layout.PhotoFinder(root, "train").find("000000000001.jpg").parent.name == "images"
+
+
+def turned(path: Path, orientation: int) -> None:
+    """Save a photograph anew with an EXIF orientation; its pixels stay as they are."""
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.open(path).save(path, quality=90, exif=exif.tobytes())
+
+
+def vocs_colours(path: Path) -> None:
+    mask(path, 0, 20, 255)
+    picture = Image.open(path)
+    picture.putpalette(voc_palette())
+    picture.convert("RGB").save(path)
+
+
+SOUND = [  # what the loaders read is no fault
+    ("photo turned, mask as stored", lambda r: turned(r / f"{SEG}.jpg", 6)),
+    ("photo turned, mask as shown", lambda r: (turned(r / f"{SEG}.jpg", 6), mask(r / f"{SEG}.png", size=(30, 40)))),
+    ("RGB mask", lambda r: vocs_colours(r / f"{SEG}.png")),
+    ("mask of 255", lambda r: Image.new("L", (WIDTH, HEIGHT), 255).save(r / f"{SEG}.png")),
+    ("16-bit photo", lambda r: Image.new("I;16", (WIDTH, HEIGHT), 999).save(r / f"{CLS}/n00000001/a.png")),
+    ("official name", lambda r: (r / "imagenette_160").rename(r / "imagenette2-160")),
+    ("valid", lambda r: [(r / s / "val").rename(r / s / "valid") for s in ("mini_voc_seg", "imagenette_160")]),
+    ("junk", lambda r: [(r / CLS / "__MACOSX").mkdir(), (r / "mini_voc_seg/train/Thumbs.db").touch()]),
+]
+
+
+@pytest.mark.parametrize("change", [change for _, change in SOUND], ids=[name for name, _ in SOUND])
+def test_what_the_loaders_read_is_no_fault(root, change):
+    change(root)
+    assert check.check_root(root) == []
+    classes = find_classes(root)
+    for task in ("seg", "cls"):
+        for split in SPLITS:
+            assert len(MiniSet(task, root, split, classes)) >= 2
+
+
+def test_class_names_may_differ_between_the_splits(root):
+    rename_class(root, "n01440764")
+    (root / "imagenette_160/val/n01440764").rename(root / "imagenette_160/val/tench")
+    assert check.check_root(root) == []
 
 
 def test_layout_never_leaves_the_root_and_names_what_is_missing(root):

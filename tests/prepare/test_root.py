@@ -97,6 +97,9 @@ def test_hidden_files_leave_the_fingerprint(tiny_root, own_root):
     """A file manager may write them into any folder at any time."""
     for folder in (own_root / FOLDERS["seg"], own_root / FOLDERS["cls"] / "train"):
         (folder / ".DS_Store").write_text("of a Mac")
+        (folder / "Thumbs.db").write_text("of Windows")
+        (folder / "__MACOSX").mkdir()
+        (folder / "__MACOSX" / "1.jpg").write_text("of a Mac's archive")
     assert fingerprint(own_root) == fingerprint(tiny_root)
 
 

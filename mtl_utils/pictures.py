@@ -1,0 +1,290 @@
+"""From the file of a photograph or of a mask to its pixels: the one decoder of the loaders and of `data check`.
+
+A photograph becomes RGB, 8 bits a channel; a mask becomes class indices, 0 to 20 and 255. Both are turned as their EXIF
+orientation says, once. What cannot be read without a guess is refused: PictureError names the file, the cause and the
+remedy.
+"""
+
+import io
+import warnings
+from collections.abc import Collection
+from functools import cache
+from pathlib import Path
+from reprlib import repr as short
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from mtl_utils.files import UserError
+from mtl_utils.tasks import IGNORE, VOC_CLASSES, voc_palette
+
+Size = tuple[int, int]  # width, height in pixels
+Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
+
+MASK_VALUES = (*range(len(VOC_CLASSES)), IGNORE)  # all that a VOC index mask may hold
+GREY_16 = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of grey pictures with more than 8 bits
+LARGEST_16 = 65535  # the brightest value of 16 bits
+STEP_16 = 257  # of 16 bits to one of 8: 65535 = 255 * 257
+BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises on most damaged pictures
+NO_CLASS = -1  # in the place of a class: the colour belongs to none
+
+# what undoes each EXIF orientation but 1, which is upright
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# remedies
+FETCH_AGAIN = "delete it and get it again with `python -m mtl_utils data fetch ROOT`"
+SMALLER = f"scale it down, or {FETCH_AGAIN}"
+EIGHT_BITS = "save it as RGB with 8 bits a channel"
+PALETTE_PNG = "save it as a palette PNG that holds the class index of each pixel, as VOC does"
+ONLY_CLASSES = f"use only 0 to {len(VOC_CLASSES) - 1} and {IGNORE}; never convert a palette mask to greyscale"
+OWN_MASK = "take the mask that belongs to this image"
+
+
+class PictureError(UserError):
+    """A picture or mask that cannot be used; its text is one sentence, its parts stand apart for `data check`."""
+
+    def __init__(self, path: Path, problem: str, remedy: str):
+        super().__init__(f"{path}: {problem}; {remedy}.")
+        self.problem = problem
+        self.remedy = remedy
+
+
+# ---- files
+
+
+def decode(path: Path) -> Image.Image:
+    """A picture as its file stores it, decoded to the last pixel and not turned.
+
+    Raises PictureError when the file is missing, damaged, no picture, or so large that Pillow warns of it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # broken EXIF data does no harm
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(path.read_bytes()))
+            picture.load()
+            return picture
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise PictureError(path, f"the picture cannot be decoded ({reason(error)})", SMALLER) from error
+    except Exception as error:  # what PIL raises on garbage is not only OSError
+        raise PictureError(path, f"the picture cannot be decoded ({reason(error)})", FETCH_AGAIN) from error
+
+
+def reason(error: Exception) -> str:
+    """What an error of Pillow says, without Python's address of the buffer and without the full stop."""
+    return str(error).split(" <")[0].rstrip(".")
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """A decoded picture as viewers show it: turned as its EXIF orientation says.
+
+    Without that tag, with one that makes no sense, or with EXIF data that cannot be read it stays as it is.
+    """
+    # not ImageOps.exif_transpose, which writes all other tags anew and fails where one of them is broken
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # broken EXIF data raises errors of many kinds
+        return picture
+    # looked up in a list, since a broken tag may hold what no dict can look up
+    known = [turn for value, turn in TURNS.items() if value == orientation]
+    return picture.transpose(known[0]) if known else picture
+
+
+def as_labelled(picture: Image.Image, size: Size | None) -> Image.Image:
+    """A decoded picture as those saw it who labelled it; `size` is what their labels say of it, None: nothing.
+
+    It is upright, as viewers show it, unless `size` is only that of the stored pixels: then it is not turned.
+    """
+    turned = upright(picture)
+    if turned.size != size and picture.size == size:
+        return picture
+    return turned
+
+
+# ---- photographs
+
+
+def read_photo(path: Path, size: Size | None = None) -> Image.Image:
+    """A photograph in mode RGB, upright; not turned where the labels' `size` fits the stored pixels alone.
+
+    Raises PictureError when it cannot be decoded or its pixels are no 8 or 16 bits a channel.
+    """
+    picture = decode(path)
+    return to_rgb(path, as_labelled(picture, size))
+
+
+def photo_sizes(path: Path) -> tuple[Size, Size]:
+    """The size of a photograph upright and that of its stored pixels. Raises PictureError where read_photo does."""
+    picture = decode(path)
+    to_rgb(path, picture)
+    return upright(picture).size, picture.size
+
+
+def to_rgb(path: Path, picture: Image.Image) -> Image.Image:
+    """A decoded picture in mode RGB: grey values are repeated, alpha is dropped, 16 bits are scaled to 8.
+
+    Raises PictureError for pixels that have no fixed range (mode F) or that Pillow cannot convert.
+    """
+    if picture.mode in GREY_16:
+        picture = to_8_bits(path, picture)
+    try:
+        if picture.mode == "F":  # Pillow would clip it: nothing says which values are black and white
+            raise ValueError("floating point")
+        return picture.convert("RGB")
+    except ValueError as error:
+        problem = f"the picture has pixels of an unsupported kind (mode {picture.mode})"
+        raise PictureError(path, problem, EIGHT_BITS) from error
+
+
+def to_8_bits(path: Path, picture: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits in mode L: 65535 becomes 255. Raises PictureError for values beyond 16 bits."""
+    values = np.array(picture).astype(np.int64)
+    lowest = values.min()
+    highest = values.max()
+    if lowest < 0 or highest > LARGEST_16:
+        problem = f"the picture has values from {lowest} to {highest}, beyond 16 bits"
+        raise PictureError(path, problem, EIGHT_BITS)
+    # Pillow's own conversion would clip everything above 255
+    scaled = np.rint(values / STEP_16)
+    return Image.fromarray(scaled.astype(np.uint8))
+
+
+# ---- masks
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """The class index of each pixel of a VOC mask, (H, W) uint8 of 0 to 20 and 255, upright.
+
+    Indices are taken from palette and grey pictures; colours of VOC's palette are mapped to their classes. Raises
+    PictureError when the file cannot be decoded or holds anything else.
+    """
+    decoded = decode(path)
+    mask = without_alpha(path, upright(decoded))
+    if mask.mode == "P":
+        indices = palette_indices(path, mask)
+    elif mask.mode == "RGB":
+        indices = colour_indices(path, mask)
+    elif mask.mode in ("L", *GREY_16):  # the grey values themselves
+        indices = np.array(mask)
+    else:
+        problem = f"the mask holds no class indices (mode {mask.mode})"
+        raise PictureError(path, problem, PALETTE_PNG)
+    check_values(path, indices)
+    return indices.astype(np.uint8)
+
+
+def without_alpha(path: Path, mask: Image.Image) -> Image.Image:
+    """A mask without its alpha channel. Raises PictureError where that one hides anything."""
+    plain_modes = {"RGBA": "RGB", "LA": "L"}
+    if mask.mode not in plain_modes:
+        return mask
+    least, _ = mask.getchannel("A").getextrema()
+    if least != 255:  # nobody can say whether what is hidden counts
+        raise PictureError(path, "the mask has transparent pixels", PALETTE_PNG)
+    return mask.convert(plain_modes[mask.mode])
+
+
+def palette_indices(path: Path, mask: Image.Image) -> np.ndarray:
+    """The class indices (H, W) of a palette mask: its colours decide, unless they are a grey ramp.
+
+    A tool that saves a mask anew may order the palette as it likes: the colours stay, the indices do not. Raises
+    PictureError where the palette is neither VOC's nor a grey ramp.
+    """
+    indices = np.array(mask)  # (H, W) uint8
+    pixels_of_index = np.bincount(indices.ravel(), minlength=256)
+    used = pixels_of_index.nonzero()[0]  # (N,)
+    palette = np.array(mask.getpalette("RGB")).reshape(-1, 3)  # as many colours as the file stores
+    highest = used.max()
+    if highest >= len(palette):
+        raise PictureError(
+            path, f"the mask holds the index {highest}, for which its palette has no colour", FETCH_AGAIN
+        )
+    colours = palette[used]  # (N, 3)
+    if (colours == used[:, None]).all():  # a grey ramp says nothing: the indices are meant
+        return indices
+    classes = classes_of_colours(colours)
+    refuse_unknown(path, colours, classes, pixels_of_index[used])
+    class_of_index = np.zeros(256, dtype=np.int64)
+    class_of_index[used] = classes
+    mapped: np.ndarray = class_of_index[indices]
+    return mapped
+
+
+def colour_indices(path: Path, mask: Image.Image) -> np.ndarray:
+    """The class indices (H, W) of a mask in VOC's colours. Raises PictureError where one is no colour of VOC."""
+    channels = np.array(mask).astype(np.int64)  # (H, W, 3)
+    codes = channels @ (1 << 16, 1 << 8, 1)  # each colour as one number
+    used, places, pixels = np.unique(codes, return_inverse=True, return_counts=True)
+    colours = np.stack([used >> 16, used >> 8 & 255, used & 255], axis=1)  # (N, 3)
+    classes = classes_of_colours(colours)
+    refuse_unknown(path, colours, classes, pixels)
+    mapped: np.ndarray = classes[places]
+    return mapped.reshape(codes.shape)
+
+
+@cache
+def class_of_colour() -> dict[Colour, int]:
+    """The class index that each colour of VOC means."""
+    palette = np.array(voc_palette()).reshape(256, 3)
+    classes = {}
+    for value in MASK_VALUES:
+        red, green, blue = palette[value].tolist()
+        classes[red, green, blue] = value
+    return classes
+
+
+def classes_of_colours(colours: np.ndarray) -> np.ndarray:
+    """The class index (N,) of each colour (N, 3) by VOC's palette; NO_CLASS for a colour that is not in it."""
+    known = class_of_colour()
+    classes = [known.get((red, green, blue), NO_CLASS) for red, green, blue in colours.tolist()]
+    return np.array(classes, dtype=np.int64)
+
+
+def refuse_unknown(path: Path, colours: np.ndarray, classes: np.ndarray, pixels: np.ndarray) -> None:
+    """Raise PictureError where a colour (N, 3) has no class; it names the one that most of the pixels (N,) have."""
+    unknown = classes == NO_CLASS
+    if not unknown.any():
+        return
+    most = np.argmax(np.where(unknown, pixels, 0))
+    colour = tuple(colours[most].tolist())
+    problem = f"the mask holds the colour {colour} in {pixels[most]} pixel(s), which is no class of VOC"
+    raise PictureError(path, problem, PALETTE_PNG)
+
+
+def check_values(path: Path, indices: np.ndarray) -> None:
+    """Raise PictureError where a mask holds values that are neither a class nor IGNORE."""
+    values = np.unique(indices).tolist()
+    unknown = [value for value in values if value not in MASK_VALUES]
+    if unknown:
+        raise PictureError(path, f"the mask holds values that are no class: {short(unknown)}", ONLY_CLASSES)
+
+
+def check_size(path: Path, size: Size, sizes: Collection[Size]) -> None:
+    """Raise PictureError where the `size` of a mask is none of the `sizes` that its photograph may have."""
+    if size in sizes:
+        return
+    width, height = next(iter(sizes))
+    problem = f"the mask has {size[0]} x {size[1]} pixels, its image {width} x {height}"
+    raise PictureError(path, problem, OWN_MASK)
+
+
+def read_pair(path: Path, mask_path: Path) -> tuple[Image.Image, np.ndarray]:
+    """A photograph in mode RGB and its mask, (H, W) uint8 of class indices, both of one size.
+
+    Raises PictureError when one cannot be read, or when their sizes differ however the photograph is turned.
+    """
+    mask = read_mask(mask_path)
+    height, width = mask.shape
+    photo = read_photo(path, (width, height))
+    check_size(mask_path, (width, height), [photo.size])
+    return photo, mask
