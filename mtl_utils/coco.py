@@ -11,7 +11,7 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any, NamedTuple
 
-from mtl_utils import layout
+from mtl_utils import layout, pictures
 from mtl_utils.pictures import Size
 from mtl_utils.tasks import COCO_NAME_OF_VOC
 
@@ -20,7 +20,10 @@ MAX_COORDINATE = 1e9  # pixels; anything larger counts as infinite
 MIN_SIDE = 2.0  # pixels: a shorter box may be flat, as a few of COCO's own are
 REPEATED_SHARE = 0.001  # of a file's objects that may be listed twice; COCO's own files hold a few
 AREA_SLACK = 1.1  # times its box that an outlined area may measure, by rounding
-FLAGS = {"0": False, "1": True, "false": False, "true": True, "none": False}  # what tools write for `iscrowd`
+# what tools write for `iscrowd`
+FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True, "none": False}
+PERCENT = 100.0  # the largest coordinate of boxes in per cent of their image
+MANY_BOXES = 20  # so many do not all lie in one corner of their images by chance
 
 FETCH = "get it with `python -m mtl_utils data fetch ROOT`, or check another folder"
 CORRECT_ENTRY = "correct or remove this entry of the JSON"
@@ -46,7 +49,7 @@ class ListedPhoto(NamedTuple):
 
     key: Key | None  # None: it has no usable id
     name: str  # "" where the JSON holds no text
-    size: Size | None  # as the JSON has it
+    size: Size | None  # as the JSON has it, else as its file has it
     file: Path | None  # None: it is nowhere
 
 
@@ -112,14 +115,17 @@ def usable_key(value: object) -> Key | None:
     """An id as the JSON holds it, None where it is neither a whole number nor text."""
     if isinstance(value, str) and value.strip():
         return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     return None
 
 
-def id_text(key: object) -> str:
-    """An id as text: 12 and "12" are one id."""
-    return str(key).strip()
+def id_text(value: object) -> str:
+    """An id as text: 12, 12.0 and "12" are one id."""
+    key = usable_key(value)
+    return str(value if key is None else key).strip()
 
 
 def id_problems(list_name: str, entries: Sequence[Entry]) -> list[str]:
@@ -186,8 +192,11 @@ def read_photos(root: Path, split: str, entries: Sequence[Entry]) -> list[Listed
     for entry in entries:
         value = entry.get("file_name")
         name = value if isinstance(value, str) else ""
+        file = finder.find(name)
         size = claimed_size(entry)
-        photos.append(ListedPhoto(usable_key(entry.get("id")), name, size, finder.find(name)))
+        if size is None and file is not None:  # else nothing would tell whether a box lies inside
+            size = pictures.header_size(file)
+        photos.append(ListedPhoto(usable_key(entry.get("id")), name, size, file))
     return photos
 
 
@@ -368,6 +377,8 @@ def unit_problem(objects: Sequence[CocoObject], listed: Listed) -> str | None:
         return None
     if all(max(found.box) <= 1 for found in objects):
         return "gives all boxes as parts of the image, not in pixels"
+    if all_within(objects, listed, PERCENT):
+        return "gives all boxes in per cent of the image, or in a corner of 100 x 100 pixels"
     if only_fit_as_corners(objects, listed):
         return "has boxes that reach outside their images, and all of them fit as corners [left, top, right, bottom]"
     # an outline lies inside its box, so it cannot be larger
@@ -375,6 +386,18 @@ def unit_problem(objects: Sequence[CocoObject], listed: Listed) -> str | None:
     if len(too_large) > len(objects) / 2:
         return "gives boxes that are smaller than the areas beside them"
     return None
+
+
+def all_within(objects: Sequence[CocoObject], listed: Listed, limit: float) -> bool:
+    """Whether many boxes all end within `limit` pixels, in images of which every side is more than twice as long."""
+    if len(objects) < MANY_BOXES:
+        return False
+    for found in objects:
+        left, top, width, height = found.box
+        size = listed[id_text(found.photo)].size
+        if size is None or min(size) <= 2 * limit or max(left + width, top + height) > limit:
+            return False
+    return True
 
 
 def largest_area(box: Box) -> float:

@@ -39,6 +39,8 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+SIDEWAYS = (5, 6, 7, 8)  # the orientations that exchange width and height
+
 # remedies
 FETCH_AGAIN = "delete it and get it again with `python -m mtl_utils data fetch ROOT`"
 SMALLER = f"scale it down, or {FETCH_AGAIN}"
@@ -128,6 +130,19 @@ def photo_sizes(path: Path) -> tuple[Size, Size]:
     picture = decode(path)
     to_rgb(path, picture)
     return upright(picture).size, picture.size
+
+
+def header_size(path: Path) -> Size | None:
+    """The upright size of a photograph by its header alone; None where that cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the decoder judges size and EXIF data later
+            with Image.open(path) as picture:
+                orientation = picture.getexif().get(ExifTags.Base.Orientation)
+                width, height = picture.size
+    except Exception:  # what PIL raises on garbage is not only OSError; the decoder names the fault
+        return None
+    return (height, width) if orientation in SIDEWAYS else (width, height)
 
 
 def to_rgb(path: Path, picture: Image.Image) -> Image.Image:

@@ -443,13 +443,14 @@ def test_image_ids_may_be_text_or_large(own_root, new_id):
     assert targets(load(own_root, "det")) == expected
 
 
-def test_an_id_and_its_text_are_one(own_root):
+@pytest.mark.parametrize("written", [lambda key: f" {key}", float])
+def test_an_id_is_one_however_it_is_written(own_root, written):
     expected = targets(load(own_root, "det"))
-    change_json(own_root, lambda c: [a.update(image_id=f" {a['image_id']}") for a in c["annotations"]])
+    change_json(own_root, lambda c: [a.update(image_id=written(a["image_id"])) for a in c["annotations"]])
     assert targets(load(own_root, "det")) == expected
 
 
-@pytest.mark.parametrize(("no", "yes"), [("0", "1"), (None, True), ("False", "true"), (False, 1)])
+@pytest.mark.parametrize(("no", "yes"), [("0", "1"), (None, True), ("False", "true"), (False, 1), (0.0, 1.0)])
 def test_a_crowd_flag_may_be_text_null_or_a_truth_value(own_root, no, yes):
     expected = targets(load(own_root, "det"))
     change_json(own_root, lambda c: [a.update(iscrowd=yes if a["iscrowd"] else no) for a in c["annotations"]])
@@ -550,6 +551,34 @@ def test_loader_and_check_refuse_what_would_change_a_metric(own_root, kind):
     with pytest.raises(UserError, match=words):
         load(own_root, "det", "val")
     assert len(check_root(own_root)) > sound
+
+
+def test_boxes_out_of_an_image_are_found_without_its_size_in_the_json(own_root):
+    def change(contents):
+        for image in contents["images"]:
+            del image["width"], image["height"]
+        contents["annotations"][0]["bbox"] = [80, 3, 30, 26]
+
+    change_json(own_root, change, "val")
+    with pytest.raises(UserError, match=r"reaches outside its image of the size .96, 64."):
+        load(own_root, "det", "val")
+
+
+def test_boxes_in_per_cent_are_refused_where_there_is_nothing_else_to_tell_by(own_root):
+    """No areas beside them, and all numbers are sound as pixels."""
+
+    def change(contents):
+        boxes = [[3 * n, 2 * n, 20, 30] for n in range(24)]
+        image = contents["images"][0]
+        image.update(width=640, height=480)
+        Image.new("RGB", (640, 480)).save(own_root / FOLDERS["det"] / "val" / image["file_name"])
+        contents["annotations"] = [{"image_id": image["id"], "category_id": 1, "bbox": box} for box in boxes]
+
+    change_json(own_root, change, "val")
+    with pytest.raises(UserError, match="in per cent of the image"):
+        load(own_root, "det", "val")
+    change_json(own_root, lambda c: c["annotations"][0].update(bbox=[300, 20, 40, 50]), "val")
+    assert len(load(own_root, "det", "val").coco.objects) == 24
 
 
 def test_boxes_below_a_pixel_are_read_as_coco_has_them(own_root):
