@@ -1,0 +1,179 @@
+"""Why a network forgets: the first steps of stage 2 with and without replay, and what they change inside the network.
+
+Features or classifier: V. Ramasesh et al., "Anatomy of catastrophic forgetting", ICLR 2021. The straight path between
+two models: S. Mirzadeh et al., "Linear mode connectivity in multitask and continual learning", ICLR 2021.
+"""
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtl_utils.data import Sample
+from mtl_utils.evaluation import EVAL_BATCH, class_iou, confusion_matrix, predict
+from mtl_utils.model import UnifiedModel, split_channels
+from mtl_utils.run import Run
+from mtl_utils.stages import initial_state
+from mtl_utils.tasks import VOC_CLASSES, Task
+from mtl_utils.training import Trainer
+from mtl_utils.transforms import to_batch
+
+SIZE = 256  # side of the training images: small, so that all steps take less than a minute
+EVERY = 15  # steps between two evaluations
+IMAGES = 30  # of val, evaluated each time
+TIMED = 2  # steps whose time is taken
+POINTS = 6  # models on the straight path, both ends included
+
+BACKGROUND = 0  # its class
+FATES = ("right", "another object", "background")  # what becomes of the pixels of true objects
+
+
+# ---- the first steps of stage 2
+
+
+def begin_stage(run: Run, task: Task) -> Trainer:
+    """A trainer that starts where the stage of a task does and lasts one epoch of small images.
+
+    The stage before has to be finished.
+    """
+    model, buffer = initial_state(run, task)
+    epochs = run.settings.epochs | {task: 1}
+    sizes = {name: min(SIZE, side) for name, side in run.settings.train_size.items()}
+    settings = replace(run.settings, epochs=epochs, train_size=sizes)
+    return Trainer(model, run.data(task, "train"), buffer, settings, run.device)
+
+
+def take_steps(trainer: Trainer, val: Sequence[Sample], with_replay: bool) -> dict[int, float]:
+    """Train detection for an epoch; returns the mIoU on masks of val by the number of steps taken."""
+    scores = {0: mean_iou(trainer, val)}
+    for number, new_batch in enumerate(trainer.loader(), 1):
+        batches = {trainer.task: new_batch}
+        if with_replay:
+            batches |= trainer.replay()  # the remedy: in each step a few stored images of the earlier task
+        trainer.step(batches)
+        if number % EVERY == 0:
+            scores[number] = mean_iou(trainer, val)
+    return scores
+
+
+def mean_iou(trainer: Trainer, val: Sequence[Sample]) -> float:
+    """The trained model's mIoU on some masks of val."""
+    matrix = count_pixels(trainer.model, val, trainer.settings.eval_size)
+    trainer.model.train()
+    return class_iou(matrix).nanmean().item()
+
+
+def seconds_by_task(trainer: Trainer) -> dict[Task, float]:
+    """Seconds of forward, losses and backward of each task's batch in a step, the mean of TIMED steps."""
+    seconds = dict.fromkeys([*trainer.earlier, trainer.task], 0.0)
+    for new_batch, _ in zip(trainer.loader(), range(TIMED), strict=False):
+        batches = trainer.replay() | {trainer.task: new_batch}
+        for task, batch in batches.items():
+            started = time.perf_counter()
+            terms = trainer.batch_terms(task, batch)
+            trainer.backward(terms, {})
+            seconds[task] += (time.perf_counter() - started) / TIMED
+    return seconds
+
+
+# ---- where the pixels go
+
+
+def count_pixels(model: UnifiedModel, samples: Sequence[Sample], size: int) -> Tensor:
+    """The confusion matrix (21, 21) int64 of a model's masks, true class by row; `size`: side of the input."""
+    matrix = torch.zeros(len(VOC_CLASSES), len(VOC_CLASSES), dtype=torch.int64)
+    for start in range(0, len(samples), EVAL_BATCH):
+        batch = samples[start : start + EVAL_BATCH]
+        images = [image for image, _ in batch]
+        predictions = predict(model, images, size)
+        for (_, target), prediction in zip(batch, predictions, strict=True):
+            true = target["mask"].as_subclass(Tensor)
+            matrix += confusion_matrix(true, prediction.mask, len(VOC_CLASSES))
+    return matrix
+
+
+def fates(matrix: Tensor) -> dict[str, float]:
+    """The shares of the pixels of true objects that get each of FATES, from a confusion matrix (C, C)."""
+    objects = matrix[BACKGROUND + 1 :].double()  # (C - 1, C)
+    total = objects.sum()
+    right = matrix.diagonal()[BACKGROUND + 1 :].sum() / total
+    background = objects[:, BACKGROUND].sum() / total
+    shares = (right, 1 - right - background, background)
+    return {name: share.item() for name, share in zip(FATES, shares, strict=True)}
+
+
+# ---- what has changed
+
+
+def row_cosines(before: UnifiedModel, after: UnifiedModel) -> dict[Task, Tensor]:
+    """Cosine (C_task,) between each output channel's weights before and after, by task."""
+    old = before.head.last.weight.detach().flatten(1)  # (C, inp)
+    new = after.head.last.weight.detach().flatten(1)  # (C, inp)
+    cosines = F.cosine_similarity(old, new, dim=1)  # (C,)
+    by_task = split_channels(cosines[None], before.head.split)  # {task: (1, C_task)}
+    return {task: values[0] for task, values in by_task.items()}
+
+
+@torch.inference_mode()
+def feature_changes(before: UnifiedModel, after: UnifiedModel, images: Sequence[Tensor], size: int) -> dict[str, float]:
+    """Relative change of the features after each part of the network: |after - before| / |before| over all images."""
+    batch, content = to_batch(images, size)  # (B, 3, size, size) and (B, 4)
+    old = features_by_part(before, batch, content)
+    new = features_by_part(after, batch, content)
+    changes = {}
+    for part, features in old.items():
+        change = (new[part] - features).norm() / features.norm()
+        changes[part] = change.item()
+    return changes
+
+
+def features_by_part(model: UnifiedModel, batch: Tensor, content: Tensor) -> dict[str, Tensor]:
+    """What each part of the network hands on for a batch (B, 3, H, W), each a tensor (B, C, h, w)."""
+    parts: dict[str, nn.Module] = {
+        "trunk": model.backbone.trunk,
+        "pooling": model.backbone.pooling,
+        "fusion": model.backbone.fusion,
+        "head, layer 1": model.head[0],
+        "head, layer 2": model.head[1],
+    }
+    found: dict[str, Tensor] = {}
+    handles = []
+    for name, part in parts.items():
+        handles.append(part.register_forward_hook(keep_output(found, name)))
+    device = next(model.parameters()).device
+    model.eval()(batch.to(device), content.to(device))
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def keep_output(found: dict[str, Tensor], name: str):  # type: ignore[no-untyped-def]  # torch's hooks have no type
+    """A hook that keeps a part's output under a name; of several maps the last one, the deepest."""
+
+    def hook(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        found[name] = output[-1] if isinstance(output, tuple) else output
+
+    return hook
+
+
+# ---- the way from one model to the other
+
+
+def scores_on_the_path(
+    before: UnifiedModel, after: UnifiedModel, samples: Sequence[Sample], size: int
+) -> dict[float, float]:
+    """mIoU of the models (1 - a) before + a after, by a from 0 to 1; no BatchNorm may be left in them."""
+    model = copy.deepcopy(before)
+    old, new = before.state_dict(), after.state_dict()
+    scores = {}
+    for step in range(POINTS):
+        share = step / (POINTS - 1)
+        mixed = {name: torch.lerp(value, new[name], share) for name, value in old.items()}
+        model.load_state_dict(mixed)
+        matrix = count_pixels(model, samples, size)
+        scores[share] = class_iou(matrix).nanmean().item()
+    return scores

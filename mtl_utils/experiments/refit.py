@@ -1,0 +1,98 @@
+"""Is what was learned of masks gone, or misread? The mask channels are fitted anew to features that stay as they are.
+
+A probe, not a remedy: it reads the old labels. G. Alain and Y. Bengio, "Understanding intermediate layers using linear
+classifier probes", ICLR workshop 2017.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtl_utils.data import Sample
+from mtl_utils.detection import STRIDE
+from mtl_utils.evaluation import class_iou
+from mtl_utils.experiments.autopsy import count_pixels
+from mtl_utils.losses import class_weights, pixel_counts
+from mtl_utils.model import UnifiedModel
+from mtl_utils.tasks import IGNORE, VOC_CLASSES
+from mtl_utils.transforms import Letterbox, collate, to_device
+
+RUNGS = ("background's bias", "all 21 biases", "all 21 rows")  # what is fitted, from one number to all
+IMAGES = 60  # of train, whose cells are read
+CELLS = 200  # drawn from each image, 255 left out
+ROUNDS = 60  # of L-BFGS
+PULL = 1e-3  # towards the old values, so that few cells do not bend many numbers far
+
+
+def ladder(model: UnifiedModel, train: Sequence[Sample], val: Sequence[Sample], size: int) -> dict[str, float]:
+    """mIoU on masks of val after each of RUNGS is fitted on masks of train; the model itself stays as it is."""
+    features, labels = labelled_cells(model, train, size)
+    weights = class_weights(pixel_counts([target["mask"] for _, target in train]))  # (21,), as in training
+    scores = {}
+    for rung in RUNGS:
+        fitted = copy.deepcopy(model)
+        fit(fitted, rung, features, labels, weights)
+        matrix = count_pixels(fitted, val, size)
+        scores[rung] = class_iou(matrix).nanmean().item()
+    return scores
+
+
+@torch.no_grad()
+def labelled_cells(model: UnifiedModel, samples: Sequence[Sample], size: int) -> tuple[Tensor, Tensor]:
+    """Head features (N, C) of cells drawn from letterboxed images, and the classes (N,) at the cells' centres."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)  # the same cells for all models
+    features, labels = [], []
+    for sample in samples[:IMAGES]:
+        batch = to_device(collate([sample], Letterbox(size), "seg"), device)
+        maps = model.eval().head_features(batch.images, batch.content)  # (1, C, h, w)
+        assert not isinstance(batch.targets, Tensor)
+        mask = batch.targets[0]["mask"]  # (size, size)
+        centres = mask[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].flatten().long().cpu()  # (h w,)
+        cells = maps[0].flatten(1).mT.cpu()  # (h w, C)
+        usable = (centres != IGNORE).nonzero().flatten()
+        order = torch.randperm(len(usable), generator=generator)
+        drawn = usable[order[:CELLS]]
+        features.append(cells[drawn])
+        labels.append(centres[drawn])
+    return torch.cat(features), torch.cat(labels)
+
+
+def fit(model: UnifiedModel, rung: str, features: Tensor, labels: Tensor, weights: Tensor) -> None:
+    """Fit one of RUNGS in the model's last layer to cells: features (N, C), labels (N,), weights (21,) of the classes.
+
+    Cross-entropy, and a small pull towards the values before.
+    """
+    last = model.head.last
+    assert last.bias is not None
+    first = model.head.split[0]  # the masks' channels follow those of detection
+    channels = slice(first, first + len(VOC_CLASSES))
+    device = last.weight.device
+    features, labels, weights = features.to(device), labels.to(device), weights.to(device)
+    old_rows = last.weight.detach()[channels].flatten(1)  # (21, C)
+    old_biases = last.bias.detach()[channels]  # (21,)
+    row_change = torch.zeros_like(old_rows, requires_grad=True)
+    bias_change = torch.zeros_like(old_biases, requires_grad=True)
+    learned = [row_change, bias_change] if rung == RUNGS[2] else [bias_change]
+    allowed = torch.ones_like(old_biases)
+    if rung == RUNGS[0]:
+        allowed[1:] = 0  # background is class 0
+    optimiser = torch.optim.LBFGS(learned, max_iter=ROUNDS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        rows = old_rows + row_change
+        biases = old_biases + allowed * bias_change
+        logits = features @ rows.mT + biases  # (N, 21)
+        value = F.cross_entropy(logits, labels, weights)
+        value = value + PULL * (row_change.square().sum() + bias_change.square().sum())
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    with torch.no_grad():
+        last.weight[channels] += row_change.view_as(last.weight[channels])
+        last.bias[channels] += allowed * bias_change

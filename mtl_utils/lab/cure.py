@@ -1,0 +1,107 @@
+"""A student's remedy on the network: an epoch of detection from the end of stage 1, beside none and the module's."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mtl_utils.data import Sample
+from mtl_utils.evaluation import evaluate
+from mtl_utils.experiments.autopsy import IMAGES, begin_stage, take_steps
+from mtl_utils.lab.checks import NAMES, Parts, check
+from mtl_utils.model import UnifiedModel
+from mtl_utils.remedies.distillation import PreviousModelDistillation
+from mtl_utils.replay import image_classes
+from mtl_utils.run import Run
+from mtl_utils.tasks import Task
+from mtl_utils.training import Trainer
+from mtl_utils.transforms import Batch, collate
+
+STORED = 20  # images in a student's buffer
+
+
+class StudentDistillation(PreviousModelDistillation):
+    """Distillation of segmentation's channels from the network of stage 1, by a student's function."""
+
+    def __init__(self, model: UnifiedModel, distillation: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__(1.0, model)
+        self.distillation = distillation
+
+    def distance(self, task: Task, student: Tensor, teacher: Tensor) -> Tensor:
+        """The student's loss () of logits (B, C, h, w)."""
+        return self.distillation(student, teacher)
+
+
+def compare(run: Run, parts: Parts) -> pd.DataFrame | str:
+    """mIoU and mAP@50 after an epoch of detection, a row for each remedy; a sentence where a part is not right yet.
+
+    Stage 1 of the run has to be finished.
+    """
+    for part in NAMES:
+        result = check(part, parts)
+        if result.remarks:
+            return f"First make part {part} right: {result.remarks[0]}"
+    val = run.data("seg", "val").samples[:IMAGES]
+    boxes = run.data("det", "val")  # a remedy that keeps the network from learning would keep the masks, too
+    rows = {}
+    for name, trainer in trainers(run, parts).items():
+        scores = list(take_steps(trainer, val, with_replay=bool(trainer.buffer.samples)).values())
+        rows[name] = {
+            "stored images": len(trainer.buffer.samples.get("seg", [])),
+            "mIoU before": scores[0],
+            "mIoU after": scores[-1],
+            "kept": scores[-1] / scores[0] if scores[0] else float("nan"),
+            "mAP@50 after": evaluate(trainer.model, [boxes], run.settings.eval_size)["det"].value,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").round(3)
+
+
+def trainers(run: Run, parts: Parts) -> dict[str, Trainer]:
+    """The trainers that are compared, by a name for each; all start from the same network."""
+    without = begin_stage(run, "det")
+    without.buffer.samples.clear()
+    replaying = use_parts(begin_stage(run, "det"), parts)
+    distilling = begin_stage(run, "det")
+    distilling.buffer.samples.clear()
+    both = use_parts(begin_stage(run, "det"), parts)
+    for trainer in (distilling, both):
+        trainer.remedies = [StudentDistillation(trainer.model, parts["distillation"])]
+    return {
+        "none": without,
+        "your replay": replaying,
+        "your distillation": distilling,
+        "both": both,
+        "the module's replay": begin_stage(run, "det"),
+    }
+
+
+def use_parts(trainer: Trainer, parts: Parts) -> Trainer:
+    """Let a trainer store and replay by a student's functions."""
+    stored = trainer.buffer.samples["seg"]
+    generator = torch.Generator().manual_seed(0)
+    chosen = parts["choose"](rarest_classes(stored), STORED, generator)
+    trainer.buffer.samples["seg"] = [stored[index] for index in chosen]
+
+    def make_batch(task: Task, samples: list[Sample]) -> Batch:
+        return collate(samples, trainer.transform(task), task)
+
+    def replay() -> dict[Task, Batch]:
+        batches: dict[Task, Any] = parts["step_batches"](
+            trainer.task, None, trainer.buffer.samples, make_batch, trainer.generator
+        )
+        return {task: batch for task, batch in batches.items() if task != trainer.task}
+
+    trainer.replay = replay  # type: ignore[method-assign]
+    return trainer
+
+
+def rarest_classes(samples: list[Sample]) -> list[int]:
+    """Of each mask the class that the fewest masks hold: a label for each image."""
+    classes = [image_classes("seg", target) for _, target in samples]
+    counts: Counter[int] = Counter()
+    for of_image in classes:
+        counts.update(of_image)
+    return [min(of_image, key=counts.__getitem__) for of_image in classes]

@@ -1,0 +1,146 @@
+"""Figures of the autopsy: what sixty steps without replay do to segmentation, and where in the network."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mtl_utils.experiments.autopsy import FATES
+from mtl_utils.plots.style import SMALLEST_TEXT, TASK_COLOURS
+
+LINES = ("--", "-")  # of the networks, in order
+FATE_COLOURS = ("#0072B2", "#E69F00", "#BBBBBB")  # one for each of FATES; dark, middle and light in grey
+TEXT_COLOURS = ("white", "black", "black")  # of the numbers on them
+LEAST_SHARE = 0.05  # that has room for its number
+BAR_COLOURS = ("#555555", "#BBBBBB")  # of the networks, in order
+HATCHES = ("//", "")
+ABOVE = (0.5, 1)  # where a legend stands, in parts of its axes
+THICKNESS = 0.38  # of one of two bars that stand side by side
+
+
+def score_curves(curves: Mapping[str, Mapping[int, float]]) -> Figure:
+    """mIoU over the steps of stage 2, one line a way of training."""
+    figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
+    for (name, scores), line in zip(curves.items(), LINES, strict=True):
+        steps = list(scores)
+        values = list(scores.values())
+        axis.plot(steps, values, line, marker="o", color=TASK_COLOURS["seg"])
+        end = (steps[-1], values[-1])
+        axis.annotate(name, end, xytext=(6, 0), textcoords="offset points", va="center")
+    axis.set_xlabel("steps of training on detection")
+    axis.set_ylabel("mIoU of segmentation")
+    axis.set_ylim(bottom=0)
+    return figure
+
+
+def fate_bars(fates: Mapping[str, Mapping[str, float]]) -> Figure:
+    """What becomes of the pixels of true objects, one stacked bar a network."""
+    height = 0.5 * len(fates) + 1.2  # inches
+    figure, axis = plt.subplots(figsize=(6.4, height), layout="constrained")
+    left = np.zeros(len(fates))
+    for index, fate in enumerate(FATES):
+        shares = np.array([of_network[fate] for of_network in fates.values()])  # (networks,)
+        draw_fate(axis, list(fates), left, shares, index)
+        left += shares
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1)
+    axis.set_xticks([])
+    axis.spines["bottom"].set_visible(False)
+    axis.legend(loc="lower center", bbox_to_anchor=ABOVE, ncols=len(FATES), frameon=False)
+    return figure
+
+
+def draw_fate(axis: Axes, names: list[str], left: np.ndarray, shares: np.ndarray, index: int) -> None:
+    """The part of all bars that belongs to one of FATES; left, shares: (networks,)."""
+    bars = axis.barh(
+        names,
+        shares,
+        left=left,
+        color=FATE_COLOURS[index],
+        edgecolor="white",
+        label=FATES[index],
+    )
+    texts = [f"{share:.0%}" if share > LEAST_SHARE else "" for share in shares]
+    axis.bar_label(bars, texts, label_type="center", color=TEXT_COLOURS[index])
+
+
+def change_bars(changes: Mapping[str, Mapping[str, float]]) -> Figure:
+    """The relative change of the features after each part, two bars a part, one for each of two networks."""
+    figure, axis = plt.subplots(figsize=(6.4, 3), layout="constrained")
+    for index, name in enumerate(changes):
+        draw_changes(axis, changes[name], name, index)
+    parts = list(next(iter(changes.values())))
+    middles = np.arange(len(parts)) + THICKNESS / 2
+    axis.set_xticks(middles, parts)
+    axis.set_ylabel("relative change")
+    axis.legend(loc="lower center", bbox_to_anchor=ABOVE, ncols=2, frameon=False)
+    return figure
+
+
+def draw_changes(axis: Axes, of_parts: Mapping[str, float], name: str, index: int) -> None:
+    """The bars of one network."""
+    places = np.arange(len(of_parts)) + index * THICKNESS
+    values = list(of_parts.values())
+    bars = axis.bar(
+        places,
+        values,
+        THICKNESS,
+        label=name,
+        color=BAR_COLOURS[index],
+        hatch=HATCHES[index],
+    )
+    texts = [f"{value:.2f}" for value in values]
+    axis.bar_label(bars, texts, fontsize=SMALLEST_TEXT)
+
+
+def path_curve(scores: Mapping[float, float]) -> Figure:
+    """mIoU on the straight path from the network before to the network after."""
+    figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
+    shares = list(scores)
+    values = list(scores.values())
+    axis.plot(shares, values, "-o", color=TASK_COLOURS["seg"])
+    axis.set_xlabel("a (0: the network before, 1: the one after)")
+    axis.set_ylabel("mIoU of segmentation")
+    axis.set_ylim(bottom=0)
+    return figure
+
+
+def ladder_bars(scores: Mapping[str, float], lines: Mapping[str, float]) -> Figure:
+    """mIoU as it is and after each refit, one bar each; `lines` are drawn across: the ceiling and the floor, say."""
+    height = 0.4 * len(scores) + 1.2  # inches
+    figure, axis = plt.subplots(figsize=(6.4, height), layout="constrained")
+    bars = axis.barh(list(scores), list(scores.values()), color=BAR_COLOURS[1])
+    axis.bar_label(bars, fmt="%.3f", padding=-4, fontsize=SMALLEST_TEXT, label_type="center")
+    for (name, value), line in zip(lines.items(), LINES, strict=True):
+        axis.axvline(value, color="black", linestyle=line, label=f"{name}: {value:.3f}")
+    axis.invert_yaxis()
+    axis.set_xlabel("mIoU of segmentation")
+    axis.set_xlim(left=0)
+    axis.legend(loc="lower center", bbox_to_anchor=ABOVE, ncols=len(lines), frameon=False)
+    return figure
+
+
+def cosine_boxes(cosines: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Cosines with the gradient of masks, a group of boxes for each part of the network, a box for each comparison."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
+    names = list(next(iter(cosines.values())))
+    width = 0.8 / len(names)
+    for index, name in enumerate(names):
+        values = [of_part[name] for of_part in cosines.values()]
+        places = np.arange(len(values)) + (index - 1) * width
+        axis.boxplot(
+            values,
+            positions=places,
+            widths=0.8 * width,
+            patch_artist=True,
+            boxprops={"facecolor": FATE_COLOURS[index]},
+            medianprops={"color": "black"},
+        )
+        axis.bar(0, 0, color=FATE_COLOURS[index], label=name)  # for the legend
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set_xticks(np.arange(len(cosines)), list(cosines))
+    axis.set_ylabel("cosine with the gradient of masks")
+    axis.legend(loc="lower center", bbox_to_anchor=ABOVE, ncols=len(names), frameon=False)
+    return figure

@@ -1,0 +1,118 @@
+"""The autopsy of a forgetful network: shares by hand, models that differ in a known way, and the line that replays."""
+
+import copy
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from helpers import SETTINGS, photo
+from torchvision import tv_tensors
+
+from mtl_utils import weights
+from mtl_utils.evaluation import class_iou
+from mtl_utils.experiments import autopsy
+from mtl_utils.model import UnifiedModel, fold_batchnorm
+from mtl_utils.plots import autopsy as figures
+from mtl_utils.prepare.root import Root
+from mtl_utils.run import Run
+from mtl_utils.stages import run_stage
+
+
+def folded_model() -> UnifiedModel:
+    torch.manual_seed(0)
+    model = UnifiedModel(3, 3)
+    fold_batchnorm(model)
+    return model.eval()
+
+
+def masks(count: int) -> list:
+    return [(photo(40, 64), {"mask": tv_tensors.Mask(torch.randint(0, 21, (40, 64)).byte())}) for _ in range(count)]
+
+
+def test_fates_by_hand():
+    """Of 100 pixels of objects 50 are right, 20 are another object, 30 background; background itself is left out."""
+    matrix = torch.tensor([[800, 9, 9], [20, 30, 10], [10, 10, 20]])
+    shares = autopsy.fates(matrix)
+    assert shares == {
+        "right": pytest.approx(0.5),
+        "another object": pytest.approx(0.2),
+        "background": pytest.approx(0.3),
+    }
+
+
+def test_rows_that_are_scaled_keep_their_direction():
+    before = folded_model()
+    after = copy.deepcopy(before)
+    first_mask = before.head.split[0]
+    with torch.no_grad():
+        after.head.last.weight[first_mask:] *= 0.9
+        after.head.last.weight[0] *= -1
+    cosines = autopsy.row_cosines(before, after)
+    assert cosines["seg"].shape == (21,) and torch.allclose(cosines["seg"], torch.ones(21))
+    assert cosines["det"][0] == pytest.approx(-1) and cosines["det"][1] == pytest.approx(1)
+
+
+def test_features_change_behind_the_part_that_changed_alone():
+    before = folded_model()
+    after = copy.deepcopy(before)
+    with torch.no_grad():
+        after.head[1][1][0].weight *= 2  # a layer whose activation keeps the factor
+        after.head[1][1][0].bias *= 2
+    changes = autopsy.feature_changes(before, after, [photo(40, 64), photo(64, 30)], 64)
+    assert list(changes) == ["trunk", "pooling", "fusion", "head, layer 1", "head, layer 2"]
+    assert [changes[part] for part in list(changes)[:4]] == [0, 0, 0, 0]
+    assert changes["head, layer 2"] == pytest.approx(1, abs=1e-4)
+
+
+def test_the_path_begins_and_ends_with_the_two_models():
+    before, samples = folded_model(), masks(3)
+    after = copy.deepcopy(before)
+    with torch.no_grad():
+        after.head.last.weight.normal_()
+    scores = autopsy.scores_on_the_path(before, after, samples, 64)
+    assert list(scores) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    for share, model in ((0.0, before), (1.0, after)):
+        matrix = autopsy.count_pixels(model, samples, 64)
+        assert scores[share] == pytest.approx(class_iou(matrix).nanmean().item())
+
+
+def test_the_replayed_batches_are_there_only_with_replay(monkeypatch):
+    seen = []
+    trainer = SimpleNamespace(
+        task="det", loader=lambda: iter(range(31)), replay=lambda: {"seg": "old"}, step=seen.append, model=None
+    )
+    monkeypatch.setattr(autopsy, "mean_iou", lambda trainer, val: len(seen) / 100)
+    assert autopsy.take_steps(trainer, [], with_replay=False) == {0: 0.0, 15: 0.15, 30: 0.3}
+    assert seen == [{"det": number} for number in range(31)]
+    seen.clear()
+    autopsy.take_steps(trainer, [], with_replay=True)
+    assert seen[0] == {"det": 0, "seg": "old"}
+
+
+@pytest.mark.slow
+def test_the_steps_start_from_stage_1_and_leave_the_run_as_it_is(tiny_root, tmp_path, monkeypatch):
+    monkeypatch.setenv(weights.VARIABLE, weights.NOTHING)
+    run = Run(SETTINGS, tmp_path, Root(tiny_root, "--data-root"))
+    run_stage(run, "seg")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    trainer = autopsy.begin_stage(run, "det")
+    autopsy.take_steps(trainer, run.data("seg", "val").samples, with_replay=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    changes = autopsy.row_cosines(run.model("seg"), trainer.model)
+    assert changes["det"].min() < 1
+    seconds = autopsy.seconds_by_task(autopsy.begin_stage(run, "det"))
+    assert list(seconds) == ["seg", "det"] and min(seconds.values()) > 0
+
+
+def test_the_figures_hold_the_numbers():
+    fates = {"before": {"right": 0.5, "another object": 0.2, "background": 0.3}}
+    texts = [text.get_text() for text in figures.fate_bars(fates).axes[0].texts]
+    assert texts == ["50%", "20%", "30%"]
+    axis = figures.score_curves({"without": {0: 0.5, 15: 0.2}, "with": {0: 0.5, 15: 0.49}}).axes[0]
+    assert [line.get_ydata()[-1] for line in axis.lines] == [0.2, 0.49]
+    axis = figures.change_bars({"without": {"trunk": 0.0, "head": 0.4}, "with": {"trunk": 0.0, "head": 0.1}}).axes[0]
+    assert [bar.get_height() for bar in axis.patches] == [0.0, 0.4, 0.0, 0.1]
+    axis = figures.path_curve({0.0: 0.5, 1.0: 0.1}).axes[0]
+    assert list(axis.lines[0].get_xdata()) == [0.0, 1.0]
+    plt.close("all")
