@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test fast notebooks lint types format cover mutants
+.PHONY: help venv test fast notebooks lint types format cover fuzz mutants
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ format: venv  ## format the code, mend what can be mended automatically
 cover: venv  ## which lines no test runs
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage report
+
+fuzz: venv  ## thousands of mutated roots, weights and command lines; takes an hour
+	MTL_FUZZ=2000 $(BIN)/pytest tests/test_fuzz.py
 
 mutants: venv  ## plant small faults and see whether the tests notice; takes hours
 	$(BIN)/python tests/mutants.py

@@ -8,6 +8,8 @@ import tempfile
 
 import pytest
 
+collect_ignore = ["notebooks/zh-TW"]  # the same code as the English notebooks, which run
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set what tests and the notebooks' kernels inherit; MTL_DATA_ROOT stays as the user has it."""

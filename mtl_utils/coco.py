@@ -42,6 +42,14 @@ class Problem(NamedTuple):
     path: Path
     text: str
     remedy: str
+    photo: Key | None = None  # id of the image that it concerns; None: the whole file, or several images
+
+
+class Text(NamedTuple):
+    """What is wrong with a JSON, in words, and the image that it concerns."""
+
+    text: str
+    photo: Key | None = None
 
 
 class ListedPhoto(NamedTuple):
@@ -85,7 +93,7 @@ def read_set(root: Path, split: str, content: Entry) -> CocoSet:
     listed = {id_text(photo.key): photo for photo in photos if photo.key is not None}
     objects = read_objects(content["annotations"], listed, names)
 
-    texts: list[str] = []  # of the problems of the JSON itself
+    texts: list[Text] = []  # of the problems of the JSON itself
     for list_name in layout.COCO_LISTS:
         texts += id_problems(list_name, content[list_name])
     texts += name_problems(names)
@@ -95,12 +103,21 @@ def read_set(root: Path, split: str, content: Entry) -> CocoSet:
         texts += box_problems(content["annotations"], listed)
         texts += repeated_problem(objects)
 
-    problems = [Problem(path, text, CORRECT_ENTRY) for text in texts]
+    problems = [Problem(path, text, CORRECT_ENTRY, photo) for text, photo in texts]
     if in_other_units is not None:
         problems.append(Problem(path, in_other_units, EXPORT_AGAIN))
     problems += photo_problems(root, split, photos)
     used = {found.category for found in objects}
     return CocoSet(path, photos, objects, used_categories(content["categories"], used), problems)
+
+
+def without(found: CocoSet, left_out: set[Key]) -> CocoSet:
+    """A set without some of its images, by id, and what was listed about them."""
+    return found._replace(
+        photos=[photo for photo in found.photos if photo.key not in left_out],
+        objects=[thing for thing in found.objects if thing.photo not in left_out],
+        problems=[problem for problem in found.problems if problem.photo not in left_out],
+    )
 
 
 def is_number(value: object) -> bool:
@@ -128,18 +145,18 @@ def id_text(value: object) -> str:
     return str(value if key is None else key).strip()
 
 
-def id_problems(list_name: str, entries: Sequence[Entry]) -> list[str]:
+def id_problems(list_name: str, entries: Sequence[Entry]) -> list[Text]:
     """Ids of a list that stand twice or are none. Annotations need no id: nothing refers to them."""
     keys = [usable_key(entry.get("id")) for entry in entries]
     texts = []
     # an annotation without an id does no harm
     nameless = keys.count(None)
     if nameless and list_name != "annotations":
-        texts.append(f"{nameless} of its {list_name} have no id")
+        texts.append(Text(f"{nameless} of its {list_name} have no id"))
     counts = Counter(id_text(key) for key in keys if key is not None)
     for key, times in counts.items():
         if times > 1:
-            texts.append(f"the id {key} stands {times} times among its {list_name}")
+            texts.append(Text(f"the id {key} stands {times} times among its {list_name}"))
     return texts
 
 
@@ -157,12 +174,11 @@ def category_names(entries: Sequence[Entry]) -> dict[str, str]:
     return names
 
 
-def name_problems(names: dict[str, str]) -> list[str]:
+def name_problems(names: dict[str, str]) -> list[Text]:
     """Names that two categories have."""
     counts = Counter(plain_name(name) for name in names.values())
-    return [
-        f"the name {name!r} stands {times} times among its categories" for name, times in counts.items() if times > 1
-    ]
+    twice = {name: times for name, times in counts.items() if times > 1}
+    return [Text(f"the name {name!r} stands {times} times among its categories") for name, times in twice.items()]
 
 
 def plain_name(name: str) -> str:
@@ -227,7 +243,8 @@ def photo_problems(root: Path, split: str, photos: Sequence[ListedPhoto]) -> lis
     for photo in photos:
         if photo.file is None:
             missing = folder / layout.path_parts(photo.name or "nameless")[-1]
-            problems.append(Problem(missing, f"the image is missing, but {json_name} lists it", FETCH))
+            text = f"the image is missing, but {json_name} lists it"
+            problems.append(Problem(missing, text, FETCH, photo.key))
     for file, count in times.items():
         if count > 1:
             text = f"the image stands for {count} entries of {json_name}"
@@ -243,7 +260,7 @@ def size_problem(photo: ListedPhoto, sizes: Sequence[Size], json_name: str) -> P
     if photo.file is None or photo.size in (None, *sizes):
         return None
     text = f"the image has the size {sizes[0]}, but {json_name} says {photo.size}"
-    return Problem(photo.file, text, CORRECT_SIZE)
+    return Problem(photo.file, text, CORRECT_SIZE, photo.key)
 
 
 # ---- annotations
@@ -273,23 +290,25 @@ def read_object(entry: Entry, listed: Listed, names: dict[str, str]) -> CocoObje
     return CocoObject(photo.key, category, box, area, crowd)
 
 
-def reference_problems(entries: Sequence[Entry], listed: Listed, names: dict[str, str]) -> list[str]:
+def reference_problems(entries: Sequence[Entry], listed: Listed, names: dict[str, str]) -> list[Text]:
     """Annotations whose image or category is unknown, or whose flag is none."""
     texts = []
     for entry in entries:
         title = title_of(entry)
         image, category = entry.get("image_id"), entry.get("category_id")
         flag = entry.get("iscrowd", 0)
-        if id_text(image) not in listed:
-            texts.append(f"{title} names the unknown image id {short(image)}")
+        photo = listed.get(id_text(image))
+        key = photo.key if photo else None
+        if photo is None:
+            texts.append(Text(f"{title} names the unknown image id {short(image)}"))
         if id_text(category) not in names:
-            texts.append(f"{title} names the unknown category id {short(category)}")
+            texts.append(Text(f"{title} names the unknown category id {short(category)}", key))
         if read_flag(flag) is None:
-            texts.append(f"{title} has iscrowd {short(flag)}, which must be 0 or 1")
+            texts.append(Text(f"{title} has iscrowd {short(flag)}, which must be 0 or 1", key))
     return texts
 
 
-def box_problems(entries: Sequence[Entry], listed: Listed) -> list[str]:
+def box_problems(entries: Sequence[Entry], listed: Listed) -> list[Text]:
     """Annotations whose box is none, or reaches out of its image."""
     texts = []
     for entry in entries:
@@ -297,7 +316,8 @@ def box_problems(entries: Sequence[Entry], listed: Listed) -> list[str]:
         box = entry.get("bbox")
         problem = box_problem(box, photo.size if photo else None)
         if problem:
-            texts.append(f"{title_of(entry)} has the box {short(box)}, which {problem}")
+            key = photo.key if photo else None
+            texts.append(Text(f"{title_of(entry)} has the box {short(box)}, which {problem}", key))
     return texts
 
 
@@ -358,14 +378,15 @@ def lies_inside(start: float, length: float, limit: float) -> bool:
     return start >= -BOX_TOLERANCE and start + length <= limit + BOX_TOLERANCE
 
 
-def repeated_problem(objects: Sequence[CocoObject]) -> list[str]:
+def repeated_problem(objects: Sequence[CocoObject]) -> list[Text]:
     """Objects that are listed more than once, where there are more of them than COCO's own files hold."""
     # ids aside, since two merged exports have two ids for one object
     counts = Counter((found.photo, found.category, found.box) for found in objects)
     repeated = len(objects) - len(counts)
     if repeated <= REPEATED_SHARE * len(objects):
         return []
-    return [f"{repeated} of its {len(objects)} annotations repeat another one: image, category and box are the same"]
+    text = f"{repeated} of its {len(objects)} annotations repeat another one: image, category and box are the same"
+    return [Text(text)]
 
 
 # ---- boxes in other units

@@ -17,12 +17,12 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as TF
-from tqdm.auto import tqdm
 
 from mtl_utils import layout, pictures
-from mtl_utils.coco import Box, CocoSet, Key, Problem, id_text, plain_name, read_set
+from mtl_utils.coco import Box, CocoSet, Key, Problem, id_text, plain_name, read_set, without
 from mtl_utils.files import UserError
-from mtl_utils.tasks import FOLDERS, IGNORE, Classes, Task
+from mtl_utils.progress import progress
+from mtl_utils.tasks import COCO_CLASSES, FOLDERS, IGNORE, IMAGENETTE_NAMES, Classes, Task
 
 Target = dict[str, Tensor]
 Sample = tuple[tv_tensors.Image, Target]
@@ -30,6 +30,23 @@ Sample = tuple[tv_tensors.Image, Target]
 
 def find_classes(root: Path, split: str = "train") -> Classes:
     """The class lists that the data itself gives: COCO's category table, sorted by id, and the folder names.
+
+    A set that is not there has the classes of the mini set.
+    """
+    # a run on some of the sets builds the whole network all the same
+    names = tuple(IMAGENETTE_NAMES)
+    if layout.has_set(root, "cls"):
+        # WordNet ids where they are known, so that a checkpoint fits the data whichever names its folders have
+        names = tuple(layout.folder_of_class(root, split))
+    categories = [(key, name) for name, key in COCO_CLASSES.items()]  # id and name of each
+    if layout.has_set(root, "det"):
+        categories = coco_categories(root, split)
+    det_ids, det_names = zip(*categories, strict=True)
+    return Classes(det=det_names, det_ids=det_ids, cls=names)
+
+
+def coco_categories(root: Path, split: str) -> list[tuple[int, str]]:
+    """Id and name of each of COCO's categories, sorted by id.
 
     A category without any object that is only the others' supercategory, as some tools write, is no class.
     """
@@ -44,12 +61,11 @@ def find_classes(root: Path, split: str = "train") -> Classes:
             key, name = category["id"], category["name"]
             if name not in parents or id_text(key) in used:
                 table.append((key, name))
-        ids, names = zip(*sorted(table), strict=True)  # a ValueError where there is no category
-    except (KeyError, TypeError, ValueError) as error:
+        table.sort()  # by id: the order of the output channels
+        assert table, "a detector needs a class"
+    except (KeyError, TypeError, AssertionError) as error:
         raise UserError(f"{path} has no valid list of categories: `data check` says what is wrong.") from error
-    # WordNet ids where they are known, so that a checkpoint fits the data whichever names its folders have
-    class_names = tuple(layout.folder_of_class(root, split))
-    return Classes(det=names, det_ids=ids, cls=class_names)
+    return table
 
 
 def read_image(path: Path, size: pictures.Size | None = None) -> tv_tensors.Image:
@@ -71,23 +87,49 @@ def read_mask(path: Path) -> tv_tensors.Mask:
 
 
 class MiniSet(Dataset[Sample]):
-    """One split of one task, wholly in memory; `ids` names each image (COCO's image id, else the file's name)."""
+    """One split of one task, wholly in memory; `ids` names each image (COCO's image id, else the file's name).
 
-    def __init__(self, task: Task, root: Path, split: str, classes: Classes):
+    skip_broken: leave out images that are broken or wrongly labelled; `left_out` has a sentence for each.
+    """
+
+    def __init__(self, task: Task, root: Path, split: str, classes: Classes, skip_broken: bool = False):
         self.task = task
         self.split = split
         self.root = root
         self.classes = classes
+        self.skip_broken = skip_broken
+        self.left_out: list[str] = []
         entries = self.entries()
         if not entries:
             raise UserError(f"{self.place} has no {split} images: run `python -m mtl_utils data check`.")
         # decoded once: a mini set takes some hundred MB, and decoding costs more than a training step
-        self.ids = [entry.key for entry in entries]
-        self.paths = [entry.path for entry in entries]
+        # three lists of one length, an image each
+        self.ids: list[Key] = []
+        self.paths: list[Path] = []
+        self.samples: list[Sample] = []
         # a bar only where reading takes longer than two seconds
         title = f"reading {FOLDERS[task]}/{split}"
-        bar = tqdm(entries, desc=title, unit="image", leave=False, delay=2)
-        self.samples: list[Sample] = [read_sample(task, entry) for entry in bar]
+        for entry in progress(entries, desc=title, unit="image", leave=False, delay=2):
+            self.read(entry)
+        if not self.samples:
+            raise UserError(f"{self.place}: every image was left out, the first because {self.left_out[0]}")
+        if task == "det" and self.left_out:
+            # evaluation must not look for objects that nobody was shown
+            broken = {photo.key for photo in self.coco.photos if photo.key is not None} - set(self.ids)
+            self.coco = without(self.coco, broken)
+
+    def read(self, entry: "Entry") -> None:
+        """Decode one image and keep it. Raises UserError where it is broken, unless such images are left out."""
+        try:
+            sample = read_sample(self.task, entry)
+        except UserError as error:
+            if not self.skip_broken:
+                raise
+            self.left_out.append(str(error))
+            return
+        self.ids.append(entry.key)
+        self.paths.append(entry.path)
+        self.samples.append(sample)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -100,8 +142,17 @@ class MiniSet(Dataset[Sample]):
         if self.task == "seg":
             return seg_entries(self.root, self.split)
         if self.task == "det":
+            if self.skip_broken:
+                self.leave_out_problems()
             return det_entries(self.coco, self.classes)
         return cls_entries(self.root, self.split, self.classes)
+
+    def leave_out_problems(self) -> None:
+        """Take the images of a detection set out that its JSON has a problem with."""
+        # a problem of the whole file is left: nothing could be read rightly beside it
+        single = [problem for problem in self.coco.problems if problem.photo is not None]
+        self.left_out += [problem_text(problem) for problem in single]
+        self.coco = without(self.coco, {problem.photo for problem in single if problem.photo is not None})
 
     @cached_property
     def coco(self) -> CocoSet:
@@ -146,18 +197,14 @@ class Entry(NamedTuple):
 
     key: Key  # COCO's image id, else the name
     path: Path
-    label: Path | list[BoxRow] | int  # the mask's path (seg), the objects (det), the class index (cls)
+    label: Path | list[BoxRow] | int | None  # the mask's path (seg), the objects (det), the class index (cls)
     size: pictures.Size | None = None  # width and height that the labels were drawn for, where a file says so
 
 
 def seg_entries(root: Path, split: str) -> list[Entry]:
-    """Every VOC image with its mask. Raises UserError for an image without one."""
-    entries = []
-    for image, mask in layout.voc_pairs(root, split):
-        if mask is None:
-            raise UserError(f"{image} has no mask beside it: fetch NAME.png or take the image out.")
-        entries.append(Entry(image.stem, image, mask))
-    return entries
+    """Every VOC image with its mask, None where it has none."""
+    pairs = layout.voc_pairs(root, split)
+    return [Entry(image.stem, image, mask) for image, mask in pairs]
 
 
 def det_entries(coco: CocoSet, classes: Classes) -> list[Entry]:
@@ -183,9 +230,13 @@ def raise_first(problems: Sequence[Problem]) -> None:
     if not problems:
         return
     # one sentence: the first is enough to act on
-    first = problems[0]
     others = f" ({len(problems) - 1} more faults: `data check` lists all)" if len(problems) > 1 else ""
-    raise UserError(f"{first.path}: {first.text}{others}: {first.remedy}.")
+    raise UserError(problem_text(problems[0], others))
+
+
+def problem_text(problem: Problem, others: str = "") -> str:
+    """A problem as one sentence."""
+    return f"{problem.path}: {problem.text}{others}: {problem.remedy}."
 
 
 def class_labels(coco: CocoSet, classes: Classes) -> dict[str, int]:
@@ -223,7 +274,9 @@ def cls_entries(root: Path, split: str, classes: Classes) -> list[Entry]:
 
 
 def read_sample(task: Task, entry: Entry) -> Sample:
-    """Decode one image and make its target."""
+    """Decode one image and make its target. Raises UserError where it is broken or has no label."""
+    if entry.label is None:
+        raise UserError(f"{entry.path} has no mask beside it: fetch NAME.png or take the image out.")
     if isinstance(entry.label, Path):
         return seg_sample(entry.path, entry.label)
     image = read_image(entry.path, entry.size)

@@ -13,6 +13,7 @@ DATA_ROOT = "MTL_DATA_ROOT"  # folder of the mini sets
 RUN = "MTL_RUN"  # folder of one run
 RUNS = "MTL_RUNS"  # folder that holds the runs
 IMAGENET_WEIGHTS = "MTL_IMAGENET_WEIGHTS"  # a file, or "nothing"
+SKIP_BROKEN = "MTL_SKIP_BROKEN"  # 1: leave out broken images
 COLAB = "COLAB_RELEASE_TAG"  # set by Google Colab
 
 
@@ -35,6 +36,11 @@ def runs_folder() -> Path:
     """The folder that holds the runs: MTL_RUNS, else runs/ of the project."""
     chosen = os.environ.get(RUNS)
     return Path(chosen) if chosen else files.PROJECT / "runs"
+
+
+def skip_broken() -> bool:
+    """Whether images that are broken or wrongly labelled are left out instead of refused."""
+    return os.environ.get(SKIP_BROKEN, "") not in ("", "0")
 
 
 def imagenet_weights() -> str:

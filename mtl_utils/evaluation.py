@@ -20,13 +20,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torchvision.ops import box_convert, box_iou
-from tqdm.auto import tqdm
 
 from mtl_utils.coco import Key
 from mtl_utils.data import MiniSet, Target, class_labels
 from mtl_utils.detection import Detections, decode
 from mtl_utils.files import UserError
 from mtl_utils.model import Outputs
+from mtl_utils.progress import progress
 from mtl_utils.tasks import IGNORE, METRIC_NAMES, VOC_CLASSES, Task
 from mtl_utils.transforms import Letterbox, to_batch
 
@@ -163,7 +163,7 @@ def predict_sets(model: nn.Module, datasets: Sequence[MiniSet], size: int) -> di
     predictions: dict[Task, Predictions] = {dataset.task: [None] * len(dataset) for dataset in datasets}
     photographs = distinct_photographs(datasets)
     starts = range(0, len(photographs), EVAL_BATCH)
-    for start in tqdm(starts, desc="evaluating", leave=False, delay=2):
+    for start in progress(starts, desc="evaluating", leave=False, delay=2):
         batch = photographs[start : start + EVAL_BATCH]
         predicted = predict(model, [photograph.image for photograph in batch], size)
         for photograph, prediction in zip(batch, predicted, strict=True):

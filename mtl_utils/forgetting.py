@@ -135,13 +135,13 @@ def forgetting_numbers(matrix: np.ndarray) -> dict[str, float]:
     """Two numbers of continual learning from an R matrix (3, 3), means over all tasks but the last.
 
     BWT         R[last, j] - R[j, j], backward transfer (D. Lopez-Paz and M. Ranzato, NeurIPS 2017): below 0 is loss
-    forgetting  max over i of R[i, j] - R[last, j]: above 0 is loss. The last stage is among the i, so that it is never
-                below 0; A. Chaudhry et al., ECCV 2018, take the stages before the last
+    forgetting  max of R[i, j] over the stages i before the last - R[last, j]: above 0 is loss, below 0 is gain
+                (A. Chaudhry et al., "Riemannian Walk for Incremental Learning", ECCV 2018, section 3)
     """
     earlier = slice(len(TASKS) - 1)  # the last task has had no time to be forgotten
     own = np.diag(matrix)  # (3,), of each task right after its own stage
-    best = np.nanmax(matrix, axis=0)  # (3,), of each task over the stages
     final = matrix[-1]
+    best_before = np.nanmax(matrix[:-1, earlier], axis=0)  # (2,), of each earlier task before the last stage
     transfer = (final - own)[earlier]
-    lost = (best - final)[earlier]
+    lost = best_before - final[earlier]
     return {"BWT": float(transfer.mean()), "forgetting": float(lost.mean())}

@@ -99,7 +99,27 @@ def missing(path: Path, what: str) -> UserError:
     )
 
 
+def used_files(root: Path, task: Task, split: str) -> list[Path]:
+    """The files of one split that are read, in a fixed order; none where the split is missing or unreadable."""
+    # each knows the folders of its set
+    readers = {"seg": used_by_seg, "det": used_by_det, "cls": used_by_cls}
+    try:
+        return readers[task](root, split)
+    except UserError:
+        return []
+
+
 # ---- segmentation: VOC
+
+
+def used_by_seg(root: Path, split: str) -> list[Path]:
+    """Every photograph, each followed by its mask."""
+    paths = []  # without the masks that belong to no photograph
+    for image, mask in voc_pairs(root, split):
+        paths.append(image)
+        if mask is not None:
+            paths.append(mask)
+    return paths
 
 
 def voc_folders(root: Path, split: str) -> tuple[Path, Path]:
@@ -127,6 +147,16 @@ def voc_pairs(root: Path, split: str) -> list[tuple[Path, Path | None]]:
 
 
 # ---- detection: COCO
+
+
+def used_by_det(root: Path, split: str) -> list[Path]:
+    """The annotations, and every photograph that they name and that is there."""
+    path = coco_json(root, split)
+    content = read_coco(path)
+    # a photograph that no entry names is not read
+    finder = PhotoFinder(root, split)
+    photos = [finder.find(str(image.get("file_name"))) for image in content["images"]]
+    return [path, *[photo for photo in photos if photo is not None]]
 
 
 def json_path(root: Path, split: str) -> Path:
@@ -256,6 +286,14 @@ def write_coco(path: Path, content: dict[str, Any]) -> None:
 
 
 # ---- classification: Imagenette
+
+
+def used_by_cls(root: Path, split: str) -> list[Path]:
+    """Every photograph of every class."""
+    paths: list[Path] = []  # class by class
+    for folder in class_folders(root, split):
+        paths += class_images(folder)
+    return paths
 
 
 def class_name(folder_name: str) -> str:

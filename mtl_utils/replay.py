@@ -102,13 +102,18 @@ def select_exemplars(
     selection: str, dataset: MiniSet, count: int, generator: torch.Generator, features: Tensor | None = None
 ) -> list[int]:
     """`count` indices of a set by "balanced", "random" or "herding" selection. Raises UserError for another word."""
-    if selection == "balanced":
-        return class_balanced(dataset, count, generator)
     if selection == "random":
         return shuffled(len(dataset), generator)[:count]
+    members = class_members(dataset, shuffled(len(dataset), generator))
+    if selection == "balanced":
+        return class_balanced(members, count)
     if selection == "herding":
         assert features is not None, "herding needs features"
-        return herding(features, count)
+        rankings = {}  # the same images, the most typical ones of each class first
+        for class_index, indices in members.items():
+            order = herding(features[indices])
+            rankings[class_index] = [indices[place] for place in order]
+        return class_balanced(rankings, count)
     raise UserError(f"Settings.exemplar_selection is {selection!r}: choose balanced, random or herding.")
 
 
@@ -118,8 +123,8 @@ def shuffled(count: int, generator: torch.Generator) -> list[int]:
     return indices
 
 
-def herding(features: Tensor, count: int) -> list[int]:
-    """Indices whose mean feature stays nearest to the mean of all (N, D), one after another.
+def herding(features: Tensor) -> list[int]:
+    """All indices of one class's features (N, D), so ordered that every beginning's mean is near the mean of all.
 
     M. Welling, "Herding dynamical weights to learn", ICML 2009, as in S.-A. Rebuffi et al., "iCaRL", CVPR 2017.
     """
@@ -127,7 +132,7 @@ def herding(features: Tensor, count: int) -> list[int]:
     mean = features.mean(0)  # (D,)
     total = torch.zeros_like(mean)  # of the features chosen so far
     chosen: list[int] = []
-    while len(chosen) < min(count, len(features)):
+    while len(chosen) < len(features):
         means = (total + features) / (len(chosen) + 1)  # (N, D): the mean if this image were chosen next
         distance = (mean - means).norm(dim=1)
         distance[chosen] = float("inf")  # no image is chosen twice
@@ -137,24 +142,35 @@ def herding(features: Tensor, count: int) -> list[int]:
     return chosen
 
 
-def class_balanced(dataset: MiniSet, count: int, generator: torch.Generator) -> list[int]:
-    """`count` indices of a set: again and again, an image of the class that is chosen least so far.
+def class_members(dataset: MiniSet, order: list[int]) -> dict[int, list[int]]:
+    """The images of each class, in the given order: {class: indices}. An image with several classes is in several."""
+    members: dict[int, list[int]] = {}  # by class
+    for index in order:
+        _, target = dataset.samples[index]
+        for class_index in image_classes(dataset.task, target):
+            members.setdefault(class_index, []).append(index)
+    return members
 
-    Images come in random order; classes without an image left are passed over.
+
+def class_balanced(rankings: dict[int, list[int]], count: int) -> list[int]:
+    """`count` indices of a set: again and again, the next image of the class that is chosen least so far.
+
+    rankings: the images of each class, the first ones first. Classes without an image left are passed over.
     """
-    count = min(count, len(dataset))
-    classes = [image_classes(dataset.task, target) for _, target in dataset.samples]
-    left = shuffled(len(dataset), generator)  # indices that are not chosen yet
-    times_chosen = dict.fromkeys(set().union(*classes), 0)
+    left = {class_index: list(ranking) for class_index, ranking in rankings.items()}
+    times_chosen = dict.fromkeys(sorted(rankings), 0)  # sorted: of equally rare classes the first is taken
     chosen: list[int] = []
     while len(chosen) < count:
-        available = set().union(*(classes[index] for index in left))
-        rarest = min(sorted(available), key=times_chosen.__getitem__)  # of equally rare classes the first
-        pick = next(index for index in left if rarest in classes[index])  # exists, since the class is available
-        left.remove(pick)
+        available = [class_index for class_index in times_chosen if left[class_index]]
+        if not available:
+            break  # the set has fewer images
+        rarest = min(available, key=times_chosen.__getitem__)
+        pick = left[rarest][0]
         chosen.append(pick)
-        for class_index in classes[pick]:  # of an image with several classes all count
-            times_chosen[class_index] += 1
+        for class_index, ranking in left.items():
+            if pick in ranking:  # of an image with several classes all count
+                ranking.remove(pick)
+                times_chosen[class_index] += 1
     return chosen
 
 

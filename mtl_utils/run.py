@@ -7,23 +7,28 @@ Files of a run, for N = 1, 2, 3:
                             states, history, best epoch
     stageN_TASK.json        settings, history and metrics, rewritten after every epoch
     metrics.json            the results of all finished stages
+    checked.json            fingerprints of the sets whose files were all found sound
+    .lock                   held by the process that trains
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from mtl_utils import checkpoint, environment
 from mtl_utils.data import MiniSet, find_classes
 from mtl_utils.evaluation import StageMetrics, TaskMetrics
-from mtl_utils.files import UserError, read_json
+from mtl_utils.files import UserError, read_json, write_json
 from mtl_utils.model import UnifiedModel, place_model
 from mtl_utils.prepare.root import Root, find_root, fingerprint
 from mtl_utils.settings import Settings, get_settings
-from mtl_utils.tasks import TASKS, Classes, Task, stage_name
+from mtl_utils.tasks import SPLITS, TASKS, Classes, Task, stage_name
 from mtl_utils.training import EpochRecord
 from mtl_utils.weights import (
     NOTHING,
@@ -34,20 +39,23 @@ from mtl_utils.weights import (
     verify_file,
 )
 
+CHECKED = "checked.json"
+LOCK = ".lock"
+
 
 @dataclass(frozen=True)
 class RunKey:
     """A stage on the disk is used again only if all of this is the same."""
 
-    settings: Settings  # all of them, since each decides the outcome
-    data_fingerprint: str  # of the names and sizes of all files
+    settings: Settings  # each decides the outcome, but for those of later tasks
+    data_fingerprints: dict[Task, str]  # of the set of each task that the stage has seen
     initial_weights: str  # label of the starting weights
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types, as they are stored."""
         return {
             "settings": self.settings.as_dict(),
-            "data_fingerprint": self.data_fingerprint,
+            "data_fingerprints": self.data_fingerprints,
             "initial_weights": self.initial_weights,
         }
 
@@ -55,13 +63,14 @@ class RunKey:
     def from_dict(cls, values: dict[str, Any]) -> "RunKey":
         """The inverse of as_dict; other keys are left alone."""
         settings = Settings.from_dict(values["settings"])
-        return cls(settings, values["data_fingerprint"], values["initial_weights"])
+        return cls(settings, values["data_fingerprints"], values["initial_weights"])
 
     def difference(self, other: "RunKey") -> str | None:
         """In what two keys differ, None where they agree."""
-        if self.settings != other.settings:
+        seen = self.data_fingerprints  # the tasks up to this stage
+        if self.settings.of_tasks(seen) != other.settings.of_tasks(seen):
             return "settings"
-        if self.data_fingerprint != other.data_fingerprint:
+        if self.data_fingerprints != other.data_fingerprints:
             return "data"
         if self.initial_weights != other.initial_weights:
             return "starting weights"
@@ -78,6 +87,7 @@ class StageResult:
     minutes: float | None = None  # of training
     metrics: dict[Task, TaskMetrics] = field(default_factory=dict)  # on val, of every task learned so far
     before: dict[Task, TaskMetrics] = field(default_factory=dict)  # the first stage's: all tasks before any training
+    provenance: dict[str, Any] = field(default_factory=dict)  # see provenance.py; nothing in results made before it
 
     @property
     def finished(self) -> bool:
@@ -91,6 +101,7 @@ class StageResult:
             metrics = {task: result.as_dict() for task, result in self.metrics.items()}
             before = {task: result.as_dict() for task, result in self.before.items()}
             values |= {"best_epoch": self.best_epoch, "minutes": self.minutes, "metrics": metrics, "before": before}
+            values |= {"provenance": self.provenance} if self.provenance else {}
         return values
 
     @classmethod
@@ -106,6 +117,7 @@ class StageResult:
             minutes=values.get("minutes"),
             metrics=metrics,
             before=before,
+            provenance=values.get("provenance", {}),
         )
 
 
@@ -118,13 +130,14 @@ def metrics_from_dict(values: dict[Task, Any]) -> dict[Task, TaskMetrics]:
 class RunMetrics:
     """metrics.json: the results of the finished stages, from which all tables and figures are made."""
 
-    key: RunKey
+    key: RunKey  # of the last finished stage
     source: str  # which data
     device: str  # "cuda" or "cpu"
     parameters: int  # of the model, frozen ones included
     written: str  # date
     classes: Classes
     stages: dict[Task, StageResult]  # in the order of the stages
+    left_out: dict[Task, list[str]] = field(default_factory=dict)  # a sentence for each image that was left out
 
     @property
     def before(self) -> dict[Task, TaskMetrics]:
@@ -140,7 +153,7 @@ class RunMetrics:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types, as metrics.json holds them."""
-        # settings, data and starting weights are those of all stages: a run has one key
+        # settings and starting weights are those of all stages, and the last stage has seen all data: one key will do
         stages = {}
         for task, result in self.stages.items():
             values = result.as_dict()
@@ -152,6 +165,7 @@ class RunMetrics:
             "parameters": self.parameters,
             "written": self.written,
             "classes": self.classes.as_dict(),
+            **({"left_out": self.left_out} if self.left_out else {}),
             "stages": stages,
         }
 
@@ -172,6 +186,7 @@ class RunMetrics:
             written=values["written"],
             classes=Classes.from_dict(values["classes"]),
             stages=stages,
+            left_out=values.get("left_out", {}),
         )
 
 
@@ -208,7 +223,8 @@ class Run:
         """One split of one task's set, read once."""
         # decoding a set takes seconds, and every evaluation asks for val
         if (task, split) not in self.loaded:
-            self.loaded[task, split] = MiniSet(task, self.root.path, split, self.classes)
+            skip = environment.skip_broken()
+            self.loaded[task, split] = MiniSet(task, self.root.path, split, self.classes, skip)
         return self.loaded[task, split]
 
     @cached_property
@@ -222,9 +238,67 @@ class Run:
         return find_starting_weights()
 
     @cached_property
-    def key(self) -> RunKey:
-        """What a finished stage must agree in to be taken over."""
-        return RunKey(self.settings, fingerprint(self.root.path), self.starting_weights.label)
+    def data_fingerprints(self) -> dict[Task, str]:
+        """A fingerprint of the set of each of the run's tasks."""
+        return {task: fingerprint(self.root.path, task) for task in self.settings.tasks}
+
+    def key(self, stage: Task) -> RunKey:
+        """What a finished stage must agree in to be taken over; of the data, what it has seen."""
+        seen = {task: self.data_fingerprints[task] for task in (*self.settings.earlier(stage), stage)}
+        return RunKey(self.settings, seen, self.starting_weights.label)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; the operating system frees it when the process ends, however it does.
+
+        Raises UserError where another process holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            remedy = "wait for it, stop it, or name another folder (--name or MTL_RUN)"
+            raise UserError(f"Another process trains in {self.folder}: {remedy}.") from error
+        except (NotImplementedError, OSError):
+            pass  # some network drives know no locks: there a user must take care
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def check_data(self) -> None:
+        """Open and decode every file of the run's sets, unless this run has found the same contents sound before.
+
+        Raises UserError for the first fault, so that none stops a later stage. Where broken images are left out, each
+        is named instead.
+        """
+        if environment.skip_broken():
+            for task, sentences in self.left_out().items():
+                for sentence in sentences:
+                    print(f"{task}: left out: {sentence}")
+            return
+        record = self.folder / CHECKED  # beside the run, since a data folder may be read-only
+        sound = read_json(record, "delete it") if record.exists() else {}
+        for task in self.settings.tasks:
+            if sound.get(task) == self.data_fingerprints[task]:
+                continue
+            # decoding all files of a mini set takes a few seconds
+            fault = self.root.first_fault(task)
+            if fault is not None:
+                raise UserError(fault)
+        write_json(record, self.data_fingerprints)
+
+    def left_out(self) -> dict[Task, list[str]]:
+        """A sentence for each image that is left out of the sets, by task; nothing for a whole set."""
+        sentences = {}
+        for task in self.settings.tasks:
+            of_task: list[str] = []
+            for split in SPLITS:
+                of_task += self.data(task, split).left_out
+            if of_task:  # a whole set needs no entry
+                sentences[task] = of_task
+        return sentences
 
     def path(self, task: Task, ending: str = ".pt") -> Path:
         """One of the files of a stage."""
@@ -244,7 +318,7 @@ class Run:
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged or of another version: {remedy}.") from error
         # a stage of other settings, data or weights is somebody else's work
-        other = self.key.difference(result.key)
+        other = self.key(task).difference(result.key)
         if other:
             remedy = "name another folder (--name or MTL_RUN) or delete it"
             raise UserError(f"{path} was made with other {other}: {remedy}.")

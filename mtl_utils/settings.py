@@ -3,6 +3,7 @@
 Imports nothing that has to be installed.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -55,11 +56,23 @@ class Settings:
     had_weight: float = 0.0  # heterogeneity-aware distillation
     derpp_weight: float = 0.0  # DER++, which takes half of `replay_per_task` for stored logits
     ewc_weight: float = 0.0  # elastic weight consolidation
+    copy_shared_classes: bool = True  # detection's classes that segmentation has learned start from its last layer
     boxes_from_masks: bool = True  # a replayed mask also teaches detection, by boxes around its objects
 
     def earlier(self, task: Task) -> list[Task]:
         """The tasks learned before a task, or in joint training with it."""
         return self.tasks[: self.tasks.index(task)]
+
+    def of_tasks(self, tasks: Iterable[Task]) -> "Settings":
+        """Without what is set for other tasks than these: a stage does not depend on the epochs of a later one."""
+        kept = set(tasks)
+        return replace(
+            self,
+            train_size=only(self.train_size, kept),
+            epochs=only(self.epochs, kept),
+            batch_size=only(self.batch_size, kept),
+            lr=only(self.lr, kept),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain types, as they are stored in checkpoints and metrics.json."""
@@ -71,6 +84,11 @@ class Settings:
         for name in cls().as_dict():
             values[name]  # a default in its place would make other settings look like these
         return cls(**values)
+
+
+def only(values: dict[Task, Any], tasks: set[Task]) -> dict[Task, Any]:
+    """The values of some tasks."""
+    return {task: value for task, value in values.items() if task in tasks}
 
 
 # "replay buffer (<= 10 images per task per step)": the assignment's rule, asserted at every step

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtl_utils import checkpoint, files
+from mtl_utils import checkpoint, environment, files
 from mtl_utils.evaluation import TaskMetrics, evaluate
-from mtl_utils.files import UserError
 from mtl_utils.model import UnifiedModel, count_parameters, fold_batchnorm, mean_over_content, place_model
+from mtl_utils.provenance import provenance
 from mtl_utils.remedies.build import make_remedies
 from mtl_utils.replay import ReplayBuffer, collect_head_features
 from mtl_utils.run import Run, RunMetrics, StageResult, build, load_model, read_metrics
@@ -38,18 +38,29 @@ def run_stage(run: Run, task: Task, after_epoch: Callable[[Trainer], None] | Non
     """Train one stage, or continue it, or load it when it is finished; returns what its JSON holds.
 
     A predecessor that is missing is named and trained first. `after_epoch` is called after every epoch, when the epoch
-    is already saved. Raises UserError when the folder holds a stage with other settings, data or starting weights, when
-    another process trains in it, and when the loss is no longer finite.
+    is already saved. Raises UserError when a file of the data is broken, when the folder holds a stage with other
+    settings, data or starting weights, when another process trains in it, and when the loss is no longer finite.
     """
     result = run.result(task)
     if result is not None and run.finished(task):
+        if not metrics_are_current(run):  # a process was killed between the two files
+            write_metrics(run)
         return result  # finished work is never repeated
+    run.check_data()  # of all tasks: a fault in the last stage's data is better found now than after hours
+    with run.locked():
+        # nobody else writes here now
+        files.remove_parts(run.folder)
+        return train_stage(run, task, after_epoch)
+
+
+def train_stage(run: Run, task: Task, after_epoch: Callable[[Trainer], None] | None) -> StageResult:
+    """Train or continue a stage, and those before it that are missing, in a folder that this process holds."""
     for earlier in predecessors(run.settings, task):
         if not run.finished(earlier):
             name = run.path(earlier).name
             notebook = FIRST_NOTEBOOK + stage_number(earlier) - 1
             print(f"{name} is missing (notebook {notebook:02d} makes it): training it first.")
-            run_stage(run, earlier)
+            train_stage(run, earlier, None)
 
     def save_and_call(trainer: Trainer) -> None:
         save_epoch(run, trainer)
@@ -119,8 +130,9 @@ def previous_state(run: Run, previous: Task, task: Task) -> tuple[UnifiedModel, 
     state = checkpoint.load(run.path(previous, ".state.pt"))
     buffer = ReplayBuffer(run.settings.buffer_size)
     buffer.load_state_dict(state["buffer"])
-    if task == "det" and "seg" in run.settings.earlier(task):
-        # detection's classes that segmentation has learned start from its weights in the last layer
+    # what segmentation has learned of a class is a better start than random numbers
+    follows_segmentation = task == "det" and "seg" in run.settings.earlier(task)
+    if follows_segmentation and run.settings.copy_shared_classes:
         model.head.copy_segmentation_classes(shared_classes(run.classes.det))
     return model, buffer
 
@@ -129,21 +141,15 @@ def previous_state(run: Run, previous: Task, task: Task) -> tuple[UnifiedModel, 
 
 
 def save_epoch(run: Run, trainer: Trainer) -> None:
-    """After an epoch: evaluate when it is time, then put state and history on the disk.
-
-    Raises UserError where another process, say a second notebook, has trained this stage as far in the meantime.
-    """
+    """After an epoch: evaluate when it is time, then put state and history on the disk."""
     task = trainer.task
     epochs = len(trainer.history)
-    stored = run.result(task)
-    if stored is not None and len(stored.history) >= epochs:  # this process has not written that epoch
-        raise UserError(f"Another process trains in {run.folder} too: stop one of the two, then run again.")
     if trainer.finished or epochs % run.settings.eval_every == 0:
         metrics = evaluate_tasks(run, trainer.ema.module, task)  # the averaged weights, since those are handed on
         trainer.history[-1].val = values_of(metrics)
     # the state first: after a crash between the two the stage continues from it, the JSON one epoch behind
     checkpoint.save(run.path(task, ".state.pt"), trainer.state_dict())
-    files.write_json(run.path(task, ".json"), StageResult(run.key, trainer.history).as_dict())
+    files.write_json(run.path(task, ".json"), StageResult(run.key(task), trainer.history).as_dict())
 
 
 def evaluate_tasks(run: Run, model: nn.Module, task: Task) -> dict[Task, TaskMetrics]:
@@ -178,12 +184,13 @@ def finish_stage(run: Run, trainer: Trainer) -> StageResult:
     if task != run.settings.tasks[-1]:  # after the last stage nothing is replayed
         store_exemplars(trainer, model)
     result = StageResult(
-        key=run.key,
+        key=run.key(task),
         history=trainer.history,
         best_epoch=trainer.best.epoch,
         minutes=sum(record.seconds for record in trainer.history) / 60,
         metrics=metrics,  # of the best model, not of the last epoch
         before=metrics_before(run, task),
+        provenance=provenance(),
     )
     # a stage counts as finished only when its JSON has metrics: a crash before that leaves one that is finished anew
     checkpoint.save(run.path(task, ".state.pt"), trainer.state_dict())
@@ -230,11 +237,21 @@ def model_file(run: Run, task: Task, model: UnifiedModel, metrics: dict[Task, Ta
     return {
         "classes": run.classes.as_dict(),
         "settings": run.settings.as_dict(),
-        "initial_weights": run.key.initial_weights,
+        "initial_weights": run.starting_weights.label,
         "model": checkpoint.halved(model.state_dict()),
         "stage": task,
         "val": values_of(metrics),
     }
+
+
+def metrics_are_current(run: Run) -> bool:
+    """Whether metrics.json is there and no older than the results of any stage."""
+    path = run.folder / "metrics.json"
+    if not path.exists():
+        return False
+    # a stage's own JSON is written before it
+    written = path.stat().st_mtime
+    return all(result.stat().st_mtime <= written for result in run.folder.glob("stage*.json"))
 
 
 def write_metrics(run: Run) -> None:
@@ -244,14 +261,16 @@ def write_metrics(run: Run) -> None:
         result = run.result(task)
         if result is not None and run.finished(task):
             stages[task] = result
+    last = list(stages)[-1]
     metrics = RunMetrics(
-        key=run.key,
+        key=run.key(last),
         source=str(run.root),
         device=run.device,
         parameters=count_parameters(build(run.settings, run.classes)),  # BatchNorm's included, as before folding
         written=time.strftime("%Y-%m-%d"),
         classes=run.classes,
         stages=stages,
+        left_out=run.left_out() if environment.skip_broken() else {},
     )
     files.write_json(run.folder / "metrics.json", metrics.as_dict())
 

@@ -22,6 +22,10 @@ VOC_CLASSES = (
 )  # fmt: skip
 # VOC's names of classes that COCO calls otherwise; all other shared classes have one name
 COCO_NAME_OF_VOC = {"motorbike": "motorcycle", "tvmonitor": "tv"}
+COCO_CLASSES = {  # of Mini-COCO, with COCO's own ids
+    "person": 1, "bicycle": 2, "car": 3, "motorcycle": 4, "bus": 6,
+    "truck": 8, "cat": 17, "dog": 18, "chair": 62, "tv": 72,
+}  # fmt: skip
 # Imagenette's folders are WordNet ids; these are its own names for them
 IMAGENETTE_NAMES = {
     "n01440764": "tench", "n02102040": "English springer", "n02979186": "cassette player", "n03000684": "chain saw",

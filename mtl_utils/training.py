@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from mtl_utils.data import MiniSet
 from mtl_utils.files import UserError
 from mtl_utils.losses import class_weights, classification_loss, detection_loss, pixel_counts, segmentation_loss
 from mtl_utils.model import UnifiedModel, place_model
+from mtl_utils.progress import progress
 from mtl_utils.replay import ReplayBuffer
 from mtl_utils.settings import Settings
 from mtl_utils.tasks import TASK_NAMES, TASKS, Task
@@ -159,7 +159,7 @@ class Trainer:
         weak_epochs = max(1, round(self.settings.weak_augmentation * epochs))  # one at least, for the best to be one
         return len(self.history) >= epochs - weak_epochs
 
-    def epoch(self, bar: "tqdm[Any] | None" = None) -> EpochRecord:
+    def epoch(self, bar: Any = None) -> EpochRecord:
         """Train for one pass over the task's images; returns the epoch's record and keeps it in the history."""
         started = time.perf_counter()
         weak_epoch = self.weak_now  # asked before the history grows
@@ -318,7 +318,7 @@ def train(trainer: Trainer, after_epoch: Callable[[Trainer], None]) -> None:
     """Run the epochs that are left, calling `after_epoch` after each (evaluation, checkpoint, live curve)."""
     done = len(trainer.history) * trainer.steps
     total = trainer.settings.epochs[trainer.task] * trainer.steps
-    with tqdm(total=total, initial=done, unit="step", mininterval=0.5) as bar:
+    with progress(total=total, initial=done, unit="step", mininterval=0.5) as bar:
         while not trainer.finished:
             bar.set_description(trainer.title())
             trainer.epoch(bar)
@@ -391,8 +391,11 @@ def make_losses(dataset: MiniSet, buffer: ReplayBuffer, device: str) -> dict[Tas
 
 
 def mixed_precision(device: str) -> torch.autocast:
-    """Half precision where the machine has instructions for it: float16 on a GPU, bfloat16 on a CPU."""
+    """Half precision where it is faster: float16 on a GPU, bfloat16 on a CPU with matrix instructions (Intel's AMX).
+
+    Other CPUs train in float32: their gradients of depthwise convolutions are several times slower in bfloat16.
+    """
     if device == "cuda":
         return torch.autocast(device, torch.float16)
-    has_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # torch has no public question for it
-    return torch.autocast(device, torch.bfloat16, enabled=has_bfloat16())
+    has_matrix_unit = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # torch has no public question for it
+    return torch.autocast(device, torch.bfloat16, enabled=has_matrix_unit())

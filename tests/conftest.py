@@ -35,6 +35,15 @@ def fixed_seed():
     np.random.seed(0)
 
 
+@pytest.fixture
+def one_thread():
+    """Gradients that are summed in one order: several threads share even a single image, and then weights differ."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory) -> Path:
     """A data root with all three sets, for reading only: 6 train and 4 val images (classification: 10 and 10)."""

@@ -9,7 +9,15 @@ from mtl_utils import environment, files
 
 @pytest.fixture(autouse=True)
 def without_variables(monkeypatch):
-    names = ("MTL_PROFILE", "MTL_DATA_ROOT", "MTL_RUN", "MTL_RUNS", "MTL_IMAGENET_WEIGHTS", "COLAB_RELEASE_TAG")
+    names = (
+        "MTL_PROFILE",
+        "MTL_DATA_ROOT",
+        "MTL_RUN",
+        "MTL_RUNS",
+        "MTL_IMAGENET_WEIGHTS",
+        "MTL_SKIP_BROKEN",
+        "COLAB_RELEASE_TAG",
+    )
     for name in (*names, "RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
 
@@ -19,7 +27,7 @@ def test_without_variables_there_are_defaults():
     assert environment.runs_folder() == files.PROJECT / "runs"
     assert environment.imagenet_weights() == ""
     assert (environment.process_rank(), environment.process_count(), environment.local_rank()) == (0, 1, 0)
-    assert not environment.in_colab()
+    assert not environment.in_colab() and not environment.skip_broken()
 
 
 @pytest.mark.parametrize(
@@ -30,6 +38,8 @@ def test_without_variables_there_are_defaults():
         ("MTL_RUN", "mine", environment.run_folder, "mine"),
         ("MTL_RUNS", "all_runs", environment.runs_folder, Path("all_runs")),
         ("MTL_IMAGENET_WEIGHTS", "nothing", environment.imagenet_weights, "nothing"),
+        ("MTL_SKIP_BROKEN", "1", environment.skip_broken, True),
+        ("MTL_SKIP_BROKEN", "0", environment.skip_broken, False),
         ("RANK", "3", environment.process_rank, 3),
         ("WORLD_SIZE", "4", environment.process_count, 4),
         ("LOCAL_RANK", "2", environment.local_rank, 2),

@@ -17,16 +17,24 @@ import pytest
 from mtl_utils.files import PROJECT
 
 PACKAGE = PROJECT / "mtl_utils"
-FOLDERS = ("prepare", "remedies", "experiments", "plots", "publish", "cli")  # each may import those before it
+FOLDERS = ("prepare", "remedies", "experiments", "plots", "publish", "lab", "cli")  # each may import those before it
 # the order in which the core is read; a file imports only files before it, but for those ahead
 READING_ORDER = (
     "tasks", "settings", "model", "detection", "losses", "layout", "pictures", "coco", "data", "transforms", "replay",
     "training", "evaluation", "forgetting", "weights", "run", "stages",
 )  # fmt: skip
 AHEAD = {"model": {"detection"}, "losses": {"data"}}  # for the numbers of channels, and for the type of a target
-HELPERS = ("files", "checkpoint", "environment")  # read when needed
+HELPERS = ("files", "checkpoint", "environment", "progress", "provenance")  # read when needed
 DOORS = {"stages": "remedies.build", "run": "prepare.root"}  # the only ways from the core into a folder
-FOUNDATION = {"tasks", "files", "layout", "pictures", "coco", "environment"}  # what prepare may use of the core
+FOUNDATION = {
+    "tasks",
+    "files",
+    "layout",
+    "pictures",
+    "coco",
+    "environment",
+    "progress",
+}  # what prepare may use of the core
 WITHOUT_PACKAGES = ("environment", "settings", "tasks", "files")  # imported before Colab has installed any
 
 CORE = sorted(path for path in PACKAGE.glob("*.py") if path.stem != "__init__")
@@ -237,3 +245,17 @@ def test_the_readmes_name_the_core_files_in_reading_order(readme, heading):
     listed = re.findall(r"^\d+\. `(\w+)\.py`", section, re.MULTILINE)
     assert listed == [*READING_ORDER, *HELPERS, "__main__"]
     assert re.findall(r"^- `(\w+)/`", section, re.MULTILINE) == list(FOLDERS)
+
+
+def test_every_kind_of_input_in_the_contributors_table_has_its_test():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.split("## Unusual and faulty input", 1)[1].split("\n## ", 1)[0]
+    rows = [
+        line for line in section.splitlines() if line.startswith("| ") and not line.startswith(("| input", "| ---"))
+    ]
+    named = [re.findall(r"`(test_\w+)`", row) for row in rows]
+    assert len(rows) >= 30 and all(len(tests) == 1 for tests in named)
+    written = set()
+    for path in (PACKAGE.parent / "tests").rglob("test_*.py"):
+        written |= set(re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    assert {tests[0] for tests in named} <= written

@@ -12,7 +12,6 @@ from mtl_utils.files import UserError
 from mtl_utils.model import UnifiedModel
 from mtl_utils.replay import (
     ReplayBuffer,
-    class_balanced,
     collect_head_features,
     herding,
     pack,
@@ -76,7 +75,7 @@ def test_capacity_zero_keeps_nothing():
 
 
 def test_no_image_is_chosen_twice():
-    chosen = class_balanced(cls_set([0, 1, 2] * 10), 20, seeded_generator())
+    chosen = select_exemplars("balanced", cls_set([0, 1, 2] * 10), 20, seeded_generator())
     assert len(chosen) == len(set(chosen)) == 20
 
 
@@ -95,19 +94,19 @@ def test_stored_images_are_the_original_ones():
 @pytest.mark.parametrize("count", [10, 17, 30])
 def test_classes_of_images_are_stored_equally_often(count):
     dataset = cls_set(list(range(10)) * 6)
-    counts = count_classes(dataset, class_balanced(dataset, count, seeded_generator()))
+    counts = count_classes(dataset, select_exemplars("balanced", dataset, count, seeded_generator()))
     assert len(counts) == 10
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
 def test_a_frequent_class_does_not_crowd_out_the_others():
     dataset = cls_set([0] * 50 + [1] * 3 + [2] * 3 + [3] * 3)
-    assert set(count_classes(dataset, class_balanced(dataset, 12, seeded_generator())).values()) == {3}
+    assert set(count_classes(dataset, select_exemplars("balanced", dataset, 12, seeded_generator())).values()) == {3}
 
 
 def test_when_rare_classes_are_used_up_the_others_fill_the_rest():
     dataset = cls_set([0] * 50 + [1] * 2)
-    assert count_classes(dataset, class_balanced(dataset, 12, seeded_generator())) == {0: 10, 1: 2}
+    assert count_classes(dataset, select_exemplars("balanced", dataset, 12, seeded_generator())) == {0: 10, 1: 2}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -116,14 +115,14 @@ def test_every_class_of_masks_is_stored_where_there_is_room(seed):
     members = [{15} | ({c} if c != 15 else set()) for c in range(1, 21)]  # one image for each class, person in all
     members += [{15}] * 60
     dataset = seg_set([members[i] for i in torch.randperm(len(members))])
-    counts = count_classes(dataset, class_balanced(dataset, 20, seeded_generator(seed)))
+    counts = count_classes(dataset, select_exemplars("balanced", dataset, 20, seeded_generator(seed)))
     assert set(counts) == set(range(1, 21))
 
 
 def test_detection_images_are_balanced_by_what_they_show():
     targets = [objects([[0, 0, 8, 8]] * 3, [0, 0, 0])] * 20 + [objects([[0, 0, 8, 8]], [2])] * 3 + [objects([], [])] * 3
     dataset = ListSet("det", [(photo(8, 8), target) for target in targets])
-    chosen = class_balanced(dataset, 9, seeded_generator())
+    chosen = select_exemplars("balanced", dataset, 9, seeded_generator())
     assert count_classes(dataset, chosen) == {0: 3, 2: 3}, "and three images without objects"
 
 
@@ -167,13 +166,8 @@ def test_every_stored_image_is_sampled_equally_often():
 
 def test_selection_and_sampling_are_decided_by_the_generator():
     dataset = cls_set(list(range(5)) * 8)
-    assert class_balanced(dataset, 10, seeded_generator(1)) == class_balanced(dataset, 10, seeded_generator(1))
-    assert class_balanced(dataset, 10, seeded_generator(1)) != class_balanced(dataset, 10, seeded_generator(2))
-    buffer = ReplayBuffer(40)
-    buffer.store(dataset, seeded_generator())
-    first, second, other = (buffer.sample("cls", 6, seeded_generator(seed)) for seed in (3, 3, 4))
-    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, second, strict=True))
-    assert not all(torch.equal(a, b) for (a, _), (b, _) in zip(first, other, strict=True))
+    chosen = [select_exemplars("balanced", dataset, 10, seeded_generator(seed)) for seed in (1, 1, 2)]
+    assert chosen[0] == chosen[1] != chosen[2]
 
 
 # ---------------------------------------------------------------- through a file
@@ -257,7 +251,7 @@ def test_images_without_objects_are_a_class_of_their_own(seed):
     boxes = [[10.0, 10, 40, 40]]
     targets = [objects(boxes, [label]) for label in (1, 1, 2, 2)] + [objects([], [])] * 2
     dataset = ListSet("det", [(photo(96, 96), target) for target in targets])
-    chosen = class_balanced(dataset, 3, seeded_generator(seed))
+    chosen = select_exemplars("balanced", dataset, 3, seeded_generator(seed))
     assert sorted(index // 2 for index in chosen) == [0, 1, 2]
 
 
@@ -280,7 +274,26 @@ def plain_herding(features: list[list[float]], count: int) -> list[int]:
 @pytest.mark.parametrize("seed", range(3))
 def test_herding_agrees_with_plain_python(seed):
     features = torch.rand(15, 4, generator=seeded_generator(seed))
-    assert herding(features, 8) == plain_herding(features.tolist(), 8)
+    assert herding(features) == plain_herding(features.tolist(), 15)
+
+
+def test_herding_ranks_within_the_classes():
+    """As in iCaRL: each class keeps its own most typical image, though all of class 1 lie far from the mean of all."""
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.4], [1.0, 0.2], [0.0, 1.0], [-0.4, 1.0], [-0.1, 1.0]])
+    chosen = select_exemplars("herding", cls_set([0, 0, 0, 1, 1, 1]), 2, seeded_generator(), features)
+    assert chosen == [2, 5]
+    four = select_exemplars("herding", cls_set([0, 0, 0, 1, 1, 1]), 4, seeded_generator(), features)
+    assert four[:2] == chosen and len({index // 3 for index in four[2:]}) == 2
+
+
+def test_an_image_of_two_classes_is_chosen_once_and_counts_for_both():
+    boxes = [[10.0, 10, 40, 40], [50.0, 50, 80, 80]]
+    targets = [objects(boxes, [0, 1]), objects(boxes[:1], [0]), objects(boxes[:1], [2])]
+    dataset = ListSet("det", [(photo(96, 96), target) for target in targets])
+    features = torch.tensor([[1.0, 0.1], [1.0, 0.9], [0.0, 1.0]])
+    for selection in ("balanced", "herding"):
+        everything = select_exemplars(selection, dataset, 5, seeded_generator(), features)
+        assert sorted(everything) == [0, 1, 2]
 
 
 def test_head_features_are_those_of_the_letterboxed_images_with_the_places_of_the_pictures():

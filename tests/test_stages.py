@@ -1,5 +1,11 @@
 """What a stage records while it trains, and which weights it hands on."""
 
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,11 +16,12 @@ from helpers import ListSet, photo, task_metrics
 from mtl_utils import run as run_module
 from mtl_utils import stages, weights
 from mtl_utils.evaluation import evaluate
+from mtl_utils.files import UserError
 from mtl_utils.prepare.root import Root
 from mtl_utils.run import Run
 from mtl_utils.settings import PROFILES
 from mtl_utils.stages import run_stage
-from mtl_utils.tasks import TASKS
+from mtl_utils.tasks import FOLDERS, TASKS, shared_classes
 from mtl_utils.training import BestEpoch, Remedy
 from mtl_utils.transforms import to_batch
 
@@ -103,6 +110,128 @@ def test_herding_compares_the_features_of_the_pictures_without_the_padding(tiny_
     maps = model.head_features(images, content)
     expected = [maps[0, :, :4].mean((1, 2)), maps[1].mean((1, 2)), maps[2, :, :, :2].mean((1, 2))]
     assert torch.allclose(stored[0], torch.stack(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_detections_shared_classes_start_from_segmentations_unless_switched_off(
+    copied, tiny_root, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(stages, "evaluate", all_halves)
+    run = make_run(tiny_root, tmp_path, epochs=dict(seg=1, det=1, cls=1), copy_shared_classes=copied)
+    run_stage(run, "seg")
+    before = run.model("seg").head.last.weight
+    now = stages.initial_state(run, "det")[0].head.last.weight
+    first_seg = 5 + len(run.classes.det)
+    assert torch.equal(now[first_seg:], before[first_seg:])
+    shared = shared_classes(run.classes.det)
+    assert shared, "the tiny set's classes occur in VOC"
+    for det_class, seg_class in shared.items():
+        source = before[first_seg + seg_class] if copied else before[5 + det_class]
+        assert torch.equal(now[5 + det_class], source)
+
+
+# ---------------------------------------------------------------- the data
+
+
+ONE_EPOCH = dict(seg=1, det=1, cls=1)
+
+
+def broken_photo(root):
+    """A photograph of the last task, cut in the middle."""
+    path = sorted((root / FOLDERS["cls"] / "val").rglob("*.JPEG"))[0]
+    path.write_bytes(path.read_bytes()[:200])
+    return path
+
+
+def test_a_fault_in_the_last_tasks_data_is_found_before_the_first_stage(own_root, tmp_path):
+    path = broken_photo(own_root)
+    run = make_run(own_root, tmp_path / "run", epochs=ONE_EPOCH)
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        run_stage(run, "seg")
+    assert not run.has_started
+
+
+def test_a_fault_in_a_set_that_the_run_does_not_use_is_no_matter(own_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "evaluate", all_halves)
+    broken_photo(own_root)
+    run_stage(make_run(own_root, tmp_path / "run", epochs=ONE_EPOCH, tasks=["det"]), "det")
+
+
+def test_what_was_found_sound_is_not_read_again(tiny_root, tmp_path, monkeypatch):
+    make_run(tiny_root, tmp_path).check_data()
+    monkeypatch.setattr(Root, "first_fault", lambda *_: pytest.fail("checked again"))
+    make_run(tiny_root, tmp_path).check_data()
+
+
+def test_what_has_changed_since_is_checked_again(own_root, tmp_path):
+    make_run(own_root, tmp_path).check_data()
+    path = broken_photo(own_root)
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        make_run(own_root, tmp_path).check_data()
+
+
+def test_a_stage_depends_on_the_data_that_it_has_seen(own_root, tmp_path, monkeypatch):
+    """Other data of classification leave the finished segmentation as it is, another mask does not."""
+    monkeypatch.setattr(stages, "evaluate", all_halves)
+    run_stage(make_run(own_root, tmp_path, epochs=ONE_EPOCH), "seg")
+    photo = sorted((own_root / FOLDERS["cls"] / "train").rglob("*.JPEG"))[0]
+    shutil.copy(photo, photo.with_name("another.JPEG"))
+    assert make_run(own_root, tmp_path, epochs=ONE_EPOCH).finished("seg")
+    mask = sorted((own_root / FOLDERS["seg"] / "train").glob("*.png"))[0]
+    mask.unlink()
+    mask.with_suffix(".jpg").unlink()
+    with pytest.raises(UserError, match="made with other data"):
+        make_run(own_root, tmp_path, epochs=ONE_EPOCH).finished("seg")
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def test_a_folder_whose_holder_is_dead_is_free(tiny_root, tmp_path):
+    """The operating system takes the lock back when a process is killed; the file that it leaves is no lock."""
+    code = f"""
+import os, signal
+from filelock import FileLock
+FileLock({str(tmp_path / run_module.LOCK)!r}).acquire()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    with make_run(tiny_root, tmp_path).locked():
+        pass
+
+
+def test_a_drive_without_locks_is_written_all_the_same(tiny_root, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise NotImplementedError("flock")
+
+    monkeypatch.setattr(run_module.FileLock, "acquire", refuse)
+    with make_run(tiny_root, tmp_path).locked():
+        pass
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tiny_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "evaluate", all_halves)
+    left = tmp_path / "stage1_segmentation.state.pt.4711.part"
+    left.write_bytes(b"half of it")
+    run_stage(make_run(tiny_root, tmp_path, epochs=ONE_EPOCH), "seg")
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("lost", ["missing", "older"])
+def test_metrics_are_made_again_from_the_stages(lost, tiny_root, tmp_path, monkeypatch):
+    """As after a kill between a stage's JSON and metrics.json."""
+    monkeypatch.setattr(stages, "evaluate", all_halves)
+    run = make_run(tiny_root, tmp_path, epochs=ONE_EPOCH)
+    run_stage(run, "seg")
+    path = tmp_path / "metrics.json"
+    whole = path.read_text()
+    if lost == "missing":
+        path.unlink()
+    else:
+        path.write_text("{}")
+        os.utime(path, (0, 0))
+    run_stage(run, "seg")
+    assert path.read_text() == whole
 
 
 # ---------------------------------------------------------------- before any training

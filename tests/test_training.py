@@ -103,15 +103,17 @@ def test_interruption_within_an_epoch_costs_that_epoch_only(straight, tiny_root,
     assert all(torch.equal(v, stage_weights(run, "seg")[k]) for k, v in stage_weights(straight, "seg").items())
 
 
-def test_two_processes_in_one_folder_are_noticed_and_the_first_one_goes_on(straight, tiny_root, tmp_path):
-    """A second notebook on the same run: whoever finishes an epoch later stops and harms nothing."""
+def test_a_second_process_in_a_folder_is_told_at_its_start_and_the_first_one_goes_on(straight, tiny_root, tmp_path):
+    """A second notebook on the same run stops before it trains, and harms nothing."""
+    epochs = []
 
-    def finish_first(late):
-        if len(late.history) == 1:
-            run_stage(make_run(tiny_root, tmp_path), "seg")
+    def start_another(trainer):
+        epochs.append(len(trainer.history))
+        with pytest.raises(UserError, match=f"Another process trains in {tmp_path}: wait for it"):
+            run_stage(make_run(tiny_root, tmp_path), "seg", lambda _: pytest.fail("trained"))
 
-    with pytest.raises(UserError, match=f"Another process trains in {tmp_path} too"):
-        run_stage(make_run(tiny_root, tmp_path), "seg", finish_first)
+    run_stage(make_run(tiny_root, tmp_path), "seg", start_another)
+    assert epochs == list(range(1, len(epochs) + 1)) and epochs
     stored = stage_weights(make_run(tiny_root, tmp_path), "seg")
     assert all(torch.equal(value, stored[name]) for name, value in stage_weights(straight, "seg").items())
 
@@ -135,6 +137,15 @@ def test_a_run_with_other_settings_does_not_overwrite_a_finished_one(straight, t
     assert straight.finished("cls")
     with pytest.raises(UserError, match=r"stage1_segmentation\.json was made with other settings"):
         run_stage(make_run(tiny_root, straight.folder, lr=dict(seg=1e-4, det=1e-4, cls=1e-4)), "seg")
+
+
+@pytest.mark.parametrize("name", ["train_size", "epochs", "lr", "batch_size"])
+def test_a_finished_stage_does_not_depend_on_what_is_set_for_a_later_task(name, straight, tiny_root):
+    values = getattr(SETTINGS, name)
+    other = make_run(tiny_root, straight.folder, **{name: values | {"cls": 2 * values["cls"]}})
+    assert other.finished("seg") and other.finished("det")
+    with pytest.raises(UserError, match=r"stage3_classification\.json was made with other settings"):
+        other.finished("cls")
 
 
 def test_missing_predecessor_is_named_and_trained(tiny_root, tmp_path, capsys):

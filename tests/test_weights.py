@@ -167,7 +167,7 @@ def test_a_run_opens_its_weights_file_once(start, tiny_root, tmp_path, monkeypat
     run = Run(settings, tmp_path / "run", Root(tiny_root, "--data-root"))
     run_stage(run, "det")
     assert opened == ["lite0.pt"]
-    assert run.key.initial_weights == f"lite0.pt {digest_of(start)[:12]}"
+    assert run.key("seg").initial_weights == f"lite0.pt {digest_of(start)[:12]}"
     model, _ = load_model(run.path("det"))
     assert model.has_imagenet_trunk
 

@@ -3,6 +3,7 @@
 import argparse
 
 from mtl_utils import files
+from mtl_utils.cli.evaluate import chosen_tasks
 from mtl_utils.prepare import check, fetch, folds, synthetic
 from mtl_utils.prepare.root import find_root
 
@@ -10,7 +11,7 @@ from mtl_utils.prepare.root import find_root
 def check_command(options: argparse.Namespace) -> int:
     """Verify a root; the exit status says whether it has faults."""
     root = options.root or find_root().path
-    faults = check.report(root)
+    faults = check.report(root, chosen_tasks(options.tasks))
     return 1 if faults else 0
 
 

@@ -21,7 +21,7 @@ PRINTED_ORDER = ("det", "seg", "cls")  # in which the assignment asks for the me
 def evaluate_command(arguments: list[str] | None = None) -> int:
     """The marking command: mAP, mIoU and Top-1 of a trained model; returns the exit status."""
     options = make_parser().parse_args(arguments)
-    return guarded(partial(mark, options))
+    return guarded(partial(mark, options), debug=options.debug)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -34,6 +34,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_root", "--data-root", dest="data_root", required=True, help="folder of the mini sets")
     parser.add_argument("--tasks", default="all", help="all, or some of seg,det,cls with commas between")
     parser.add_argument("--split", default="val", help="the split to evaluate (default: val)")
+    skip = "leave out images that are broken or wrongly labelled; their number is printed beside the result"
+    parser.add_argument("--skip-broken", action="store_true", help=skip)
+    parser.add_argument("--debug", action="store_true", help="show where in the code a mistake was found")
     parser.add_argument("--json", type=Path, help="also write all metrics, with per-class tables, to this file")
     return parser
 
@@ -45,10 +48,11 @@ def mark(options: argparse.Namespace) -> None:
     classes = Classes.from_dict(content["classes"])
     root = find_root(options.data_root, tasks).path
     present = tasks_to_mark(root, tasks, options.tasks)
-    datasets = with_truth([MiniSet(task, root, options.split, classes) for task in present])
+    datasets = with_truth([MiniSet(task, root, options.split, classes, options.skip_broken) for task in present])
     say_what_was_mapped(datasets)
+    say_what_was_left_out(datasets)
     evaluation = predict_and_evaluate(model, datasets, content["settings"]["eval_size"])
-    print_marks(evaluation.metrics)
+    print_marks(evaluation.metrics, {dataset.task: len(dataset.left_out) for dataset in datasets})
     if options.json:
         write_marks(options.json, options, datasets, evaluation)
 
@@ -106,21 +110,30 @@ def say_what_was_mapped(datasets: Sequence[MiniSet]) -> None:
             )
 
 
-def print_marks(results: dict[Task, TaskMetrics]) -> None:
-    """One line a metric; detection has two."""
+def say_what_was_left_out(datasets: Sequence[MiniSet]) -> None:
+    """A line on stderr for each image that was left out."""
+    for dataset in datasets:
+        for sentence in dataset.left_out:
+            print(f"{dataset.task}: left out: {sentence}", file=sys.stderr)
+
+
+def print_marks(results: dict[Task, TaskMetrics], left_out: dict[Task, int]) -> None:
+    """One line a metric, detection has two; left_out: the number of faults for which images were left out."""
     for task in PRINTED_ORDER:
         if task not in results:
             continue
         metrics = results[task]
+        faults = left_out.get(task, 0)
         if metrics.mean_ap is not None:
-            print_mark("mAP", metrics.mean_ap, metrics)
-        print_mark(metrics.name, metrics.value, metrics)
+            print_mark("mAP", metrics.mean_ap, metrics, faults)
+        print_mark(metrics.name, metrics.value, metrics, faults)
 
 
-def print_mark(name: str, value: float, metrics: TaskMetrics) -> None:
+def print_mark(name: str, value: float, metrics: TaskMetrics, faults: int) -> None:
     """One metric, beside the score of a trivial prediction."""
     label = f"{name}:"
-    print(f"{label:8}{value:.4f}   (floor {metrics.floor:.4f}, {metrics.images} images)")
+    note = f", others left out for {faults} fault(s)" if faults else ""
+    print(f"{label:8}{value:.4f}   (floor {metrics.floor:.4f}, {metrics.images} images{note})")
 
 
 def write_marks(path: Path, options: argparse.Namespace, datasets: Sequence[MiniSet], evaluation: Evaluation) -> None:
@@ -129,6 +142,8 @@ def write_marks(path: Path, options: argparse.Namespace, datasets: Sequence[Mini
 
     tasks = {task: metrics.as_dict() for task, metrics in evaluation.metrics.items()}
     for dataset in datasets:
+        if dataset.left_out:
+            tasks[dataset.task]["left_out"] = dataset.left_out
         if dataset.task == "det":
             breakdown = analyse(dataset, evaluation.predictions["det"])
             tasks["det"]["breakdown"] = breakdown.as_dict()

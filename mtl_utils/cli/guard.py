@@ -1,29 +1,62 @@
-"""How a command ends: with a status, and with one sentence where the user made a mistake."""
+"""How a command ends: with a status, and with one sentence where the user made a mistake or stopped it."""
 
+import contextlib
 import io
+import signal
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from types import FrameType
 
-from mtl_utils.files import UserError
+from mtl_utils.files import STOP_SIGNALS, UserError
 
 FAILED = 1
-STOPPED = 130  # what a shell reports of a process that Ctrl-C ended: 128 + SIGINT
+STOPPED = 128  # plus the signal's number, as a shell reports it: 130 for Ctrl-C
 
 
-def guarded(function: Callable[[], int | None], after_stop: str = "") -> int:
+def guarded(function: Callable[[], int | None], after_stop: str = "", debug: bool = False) -> int:
     """Run a command and return its exit status; a UserError ends in one sentence on stderr, not in a traceback.
 
-    after_stop: what a user who pressed Ctrl-C should know, for a command that can be continued.
+    after_stop: what a user who stopped a command should know where it can be continued. debug: show the traceback too.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a console that cannot show a character prints a question mark instead
         sys.stdout.reconfigure(errors="replace")
+    with stoppable() as signals:
+        try:
+            return function() or 0
+        except UserError as error:
+            if debug:
+                traceback.print_exc()
+            print(f"error: {error}", file=sys.stderr)
+            return FAILED
+        except KeyboardInterrupt:
+            message = f"stopped; {after_stop}" if after_stop else "stopped"
+            print(f"\n{message}", file=sys.stderr)
+            number = signals[0] if signals else signal.SIGINT  # a library may raise it by itself
+            return STOPPED + number
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[list[int]]:
+    """Within the block any signal to stop raises KeyboardInterrupt; the second one ends the process at once.
+
+    Gives the list to which the number of a signal that arrives is added.
+    """
+    arrived: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    before = {}
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to go on when the terminal closes
+            before[number] = signal.signal(number, stop)
     try:
-        return function() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        message = f"stopped; {after_stop}" if after_stop else "stopped"
-        print(f"\n{message}", file=sys.stderr)
-        return STOPPED
+        yield arrived
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

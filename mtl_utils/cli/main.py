@@ -7,7 +7,8 @@ from typing import TypeAlias
 
 from mtl_utils.cli.data import check_command, fetch_command, fold_command, synthetic_command
 from mtl_utils.cli.guard import guarded
-from mtl_utils.cli.research import links_command, log_command, publish_command, study_command
+from mtl_utils.cli.lab import grade_command, lab_command
+from mtl_utils.cli.research import links_command, log_command, publish_command, study_command, translate_command
 from mtl_utils.cli.run import bench_command, restart_command, run_command, train_command
 from mtl_utils.experiments.plans import STUDIES
 from mtl_utils.prepare.folds import FOLDS
@@ -18,6 +19,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 DESCRIPTION = "Train one network on three tasks in sequence, measure what it forgets, and show the results."
 
+TASKS_HELP = "all, or some of seg,det,cls with commas between (default: all)"
 DEFAULT_ROOT = "MTL_DATA_ROOT, else data/, else data/synthetic/"  # as in prepare.root.find_root
 
 # what is printed after Ctrl-C
@@ -30,13 +32,14 @@ CONTINUE_FETCHING = "what is there is kept: run again to continue"
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and carry it out; returns the exit status."""
     options = make_parser().parse_args(arguments)
-    return guarded(partial(options.command, options), options.after_stop)
+    return guarded(partial(options.command, options), options.after_stop, options.debug)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of python -m mtl_utils."""
     parser = argparse.ArgumentParser(prog="python -m mtl_utils", description=DESCRIPTION)
     parser.set_defaults(after_stop="")
+    parser.add_argument("--debug", action="store_true", help="show where in the code a mistake was found")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_run(commands)
     add_restart(commands)
@@ -45,8 +48,11 @@ def make_parser() -> argparse.ArgumentParser:
     add_bench(commands)
     add_log(commands)
     add_study(commands)
+    add_grade(commands)
+    add_lab(commands)
     add_links(commands)
     add_publish(commands)
+    add_translate(commands)
     return parser
 
 
@@ -62,6 +68,8 @@ def run_options() -> argparse.ArgumentParser:
     """The options of every command that makes a run: its name, settings and data."""
     parent = argparse.ArgumentParser(add_help=False, parents=[recipe_options()])
     parent.add_argument("--name", help="folder below MTL_RUNS or runs/ (default: profile and kind of data)")
+    skip = "leave out images that are broken or wrongly labelled, and name them in metrics.json"
+    parent.add_argument("--skip-broken", action="store_true", help=skip)
     return parent
 
 
@@ -86,6 +94,7 @@ def add_train(commands: Commands) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run of that name where it was stopped")
     seed = "of random weights, order of images, augmentation and replay (default: 0)"
     parser.add_argument("--seed", type=int, default=0, help=seed)
+    parser.add_argument("--tasks", default="all", help=TASKS_HELP)
     parser.add_argument("--no-replay", action="store_true", help="train without replay, to see what is then forgotten")
     parser.set_defaults(command=train_command, after_stop=CONTINUE_TRAINING)
 
@@ -111,6 +120,7 @@ def add_data_check(commands: Commands) -> None:
     """The command data check."""
     text = "verify a root and list every fault"
     parser = commands.add_parser("check", help=text, parents=[root_argument(DEFAULT_ROOT)])
+    parser.add_argument("--tasks", default="all", help=TASKS_HELP)
     parser.set_defaults(command=check_command)
 
 
@@ -143,7 +153,7 @@ def add_bench(commands: Commands) -> None:
     """The command bench."""
     text = "images a second in training: the network only, and with loading"
     parser = commands.add_parser("bench", help=text, parents=[recipe_options()])
-    parser.set_defaults(command=bench_command, name=None)
+    parser.set_defaults(command=bench_command, name=None, skip_broken=False)
 
 
 def add_log(commands: Commands) -> None:
@@ -165,12 +175,34 @@ def add_study(commands: Commands) -> None:
     parser.set_defaults(command=study_command, after_stop=CONTINUE)
 
 
+def add_grade(commands: Commands) -> None:
+    """The command grade."""
+    text = "mark a student's notebook of the lab, part by part"
+    parser = commands.add_parser("grade", help=text)
+    parser.add_argument("notebook", type=Path, help="the notebook that was handed in")
+    parser.set_defaults(command=grade_command)
+
+
+def add_lab(commands: Commands) -> None:
+    """The command lab."""
+    text = "build and execute the notebooks of the lab from their source"
+    parser = commands.add_parser("lab", help=text)
+    parser.set_defaults(command=lab_command)
+
+
 def add_links(commands: Commands) -> None:
     """The command links."""
     text = "set where the project lies on GitHub: badges, and what Colab clones"
     parser = commands.add_parser("links", help=text)
     parser.add_argument("repository", metavar="OWNER/NAME")
     parser.set_defaults(command=links_command)
+
+
+def add_translate(commands: Commands) -> None:
+    """The command translate."""
+    text = "build the notebooks in Traditional Chinese from the English ones and notebooks/zh-TW/*.po"
+    parser = commands.add_parser("translate", help=text)
+    parser.set_defaults(command=translate_command)
 
 
 def add_publish(commands: Commands) -> None:

@@ -6,7 +6,8 @@ What they need beyond the core is imported inside the commands, so that training
 import argparse
 
 from mtl_utils import environment, files
-from mtl_utils.prepare.root import find_root
+from mtl_utils.prepare.folds import FOLDS
+from mtl_utils.prepare.root import cross_fold, find_root
 from mtl_utils.settings import get_settings
 
 SEVERAL_SEEDS = [0, 1, 2]  # of the study that asks how much the seed decides
@@ -15,7 +16,8 @@ SEVERAL_SEEDS = [0, 1, 2]  # of the study that asks how much the seed decides
 def study_command(options: argparse.Namespace) -> None:
     """Run what is missing of a study; results on photographs belong to the repository, others beside their runs."""
     from mtl_utils.experiments import runner
-    from mtl_utils.experiments.results import read_results
+    from mtl_utils.experiments.plans import CROSS_VALIDATION
+    from mtl_utils.experiments.results import fold_folder, read_results
     from mtl_utils.plots import studies
 
     settings = get_settings(options.profile)
@@ -23,10 +25,14 @@ def study_command(options: argparse.Namespace) -> None:
     folder = environment.runs_folder() / f"study-{settings.profile}-{root.kind}"
     results = folder / "results" if root.is_synthetic else files.STUDY_RESULTS / settings.profile
     seeds = options.seeds or default_seeds(options.what)
-    runner.run_study(options.what, settings, root, seeds, folder, results)
+    folds = range(1 + FOLDS) if options.what == CROSS_VALIDATION else [0]
+    for fold in folds:
+        fold_root = cross_fold(root, folder.parent, fold)
+        runs = fold_folder(folder, fold)
+        runner.run_study(options.what, settings, fold_root, seeds, runs, fold_folder(results, fold))
+        print(f"{len(read_results(fold_folder(results, fold)))} runs are in {fold_folder(results, fold)}")
     first = runner.base_run(settings, seeds[0], root, folder)
     studies.draw_forgetting(first, results / "forgetting.png")
-    print(f"{len(read_results(results))} runs are in {results}")
 
 
 def default_seeds(what: str) -> list[int]:
@@ -50,6 +56,14 @@ def links_command(options: argparse.Namespace) -> None:
     print(f"the notebooks and {', '.join(readme.READMES)} name {links.GITHUB}/{options.repository}")
 
 
+def translate_command(_: argparse.Namespace) -> None:
+    """Build the notebooks in Traditional Chinese."""
+    from mtl_utils.publish import translate
+
+    for path in translate.build_all():
+        print(path.name)
+
+
 def publish_command(options: argparse.Namespace) -> None:
     """Bring README's results in step with the committed run, or make another run the committed one."""
     from mtl_utils.publish import readme
@@ -59,4 +73,4 @@ def publish_command(options: argparse.Namespace) -> None:
         publish_run.take_over(options.run)
         print(f"metrics, weights, notebooks and figures are those of {options.run}")
     readme.remake_readmes()
-    print(f"tables remade in {', '.join(readme.PAGES)}, figures in figures/study/{readme.STUDIED[-1]}/")
+    print(f"tables remade in {', '.join(readme.PAGES)}")

@@ -2,11 +2,12 @@
 
 import argparse
 import os
-from itertools import count
+import re
 from pathlib import Path
 from typing import Any
 
-from mtl_utils import environment, forgetting
+from mtl_utils import environment, files, forgetting
+from mtl_utils.cli.evaluate import chosen_tasks
 from mtl_utils.evaluation import TaskMetrics
 from mtl_utils.files import UserError
 from mtl_utils.prepare.root import find_root
@@ -16,12 +17,23 @@ from mtl_utils.stages import run_stage
 from mtl_utils.tasks import METRIC_NAMES, TASK_NAMES, TASKS, Task
 from mtl_utils.training import EpochRecord, Trainer
 
+RUN_NAME = re.compile(r"\w[\w. +-]*")  # one folder's name, not hidden
+
 
 def open_run(options: argparse.Namespace, **overrides: Any) -> Run:
     """The run that the options describe, with single settings replaced."""
     settings = get_settings(options.profile, **overrides)
-    folder = environment.runs_folder() / options.name if options.name else None
+    if options.skip_broken:
+        os.environ[environment.SKIP_BROKEN] = "1"  # the notebooks' kernels have to know it, too
+    folder = named_folder(options.name) if options.name else None
     return Run(settings, folder, find_root(options.data_root))
+
+
+def named_folder(name: str) -> Path:
+    """The folder of a run of that name. Raises UserError for anything but a plain name."""
+    if not RUN_NAME.fullmatch(name):
+        raise UserError(f"--name {name!r} is no name of a folder: choose letters, digits, spaces and any of _ . + -")
+    return environment.runs_folder() / name
 
 
 def run_command(options: argparse.Namespace) -> None:
@@ -56,30 +68,34 @@ def restart_command(options: argparse.Namespace) -> None:
 
 
 def set_aside(folder: Path) -> None:
-    """Rename a run's folder, where there is one, to the first free of NAME-1, NAME-2 and so on."""
+    """Rename a run's folder, where there is one, to the first free of NAME-1, NAME-2 and so on.
+
+    Raises UserError for a folder outside of the folder of runs.
+    """
     if not folder.exists():
         return
-    for number in count(1):
-        aside = folder.with_name(f"{folder.name}-{number}")
-        if not aside.exists():
-            break
-    folder.rename(aside)
+    runs = environment.runs_folder().resolve()
+    if folder.resolve().parent != runs:
+        raise UserError(f"{folder} is not in {runs}, so restart leaves it alone: move it yourself, or unset MTL_RUN.")
+    aside = files.move_aside(folder, "-{}")
     print(f"The previous run was moved to {aside.name}/")
 
 
 def train_command(options: argparse.Namespace) -> None:
-    """Train the three stages without notebooks."""
-    overrides = {"seed": options.seed}
+    """Train the stages without notebooks."""
+    tasks = chosen_tasks(options.tasks)
+    overrides: dict[str, Any] = {"seed": options.seed, "tasks": list(tasks)}
     if options.no_replay:
         overrides["replay_per_task"] = 0
     run = open_run(options, **overrides)
     if any(run.folder.glob("stage*")) and not options.resume:
         raise UserError(f"{run.folder} already holds a run: continue it with --resume, or name another with --name.")
     print(run)
-    for task in TASKS:
+    for task in tasks:
         result = run_stage(run, task, print_epoch)
         print(f"stage {TASK_NAMES[task]} done after {result.minutes:.1f} minutes: {scores_line(result.metrics)}")
-    print_report(run)
+    if tasks == TASKS:  # the report compares all three
+        print_report(run)
 
 
 def print_epoch(trainer: Trainer) -> None:

@@ -34,10 +34,11 @@ class RunSummary:
     name: str  # of its plan
     overrides: dict[str, Any]  # what it changes in the profile's settings
     settings: Settings
-    data_fingerprint: str
+    data_fingerprints: dict[Task, str]  # of the set of each of its tasks
     initial_weights: str  # label of the starting weights
     source: str  # which data
     device: str  # "cuda" or "cpu"
+    provenance: dict[str, Any]  # of the last stage
     minutes: dict[Task, float | None]  # of training, by stage
     before: dict[Task, float]  # the metric of each of the run's tasks before any stage
     metrics: StageMetrics  # after each stage of every task learned by then: value and floor alone
@@ -98,11 +99,12 @@ class RunSummary:
             metrics[stage] = {}
             for task, result in of_tasks.items():
                 metrics[stage][task] = {result.name: result.value, "floor": result.floor}
+        known = {"provenance": self.provenance} if self.provenance else {}  # older results have none
         return {
             "name": self.name,
             "overrides": self.overrides,
             "settings": self.settings.as_dict(),
-            "data_fingerprint": self.data_fingerprint,
+            "data_fingerprints": self.data_fingerprints,
             "initial_weights": self.initial_weights,
             "source": self.source,
             "device": self.device,
@@ -111,6 +113,7 @@ class RunSummary:
             "metrics": metrics,
             "val_curve": self.val_curve,
             "bootstrap_draws": self.bootstrap_draws,
+            **known,
         }
 
     @classmethod
@@ -123,7 +126,8 @@ class RunSummary:
         for stage, points in values["val_curve"].items():
             curves[stage] = [(epoch, scores) for epoch, scores in points]
         settings = Settings.from_dict(values["settings"])
-        return cls(**(values | {"settings": settings, "metrics": metrics, "val_curve": curves}))
+        known = {"settings": settings, "metrics": metrics, "val_curve": curves}
+        return cls(**({"provenance": {}} | values | known))  # nothing is known of what made older results
 
 
 def stored_metrics(task: Task, values: dict[str, float]) -> TaskMetrics:
@@ -133,15 +137,33 @@ def stored_metrics(task: Task, values: dict[str, float]) -> TaskMetrics:
 
 def read_results(folder: Path) -> list[RunSummary]:
     """The summaries of all runs of a profile. Raises UserError for the first that is damaged."""
+    return [read_result(path) for path in sorted(folder.glob("*.json"))]
+
+
+def fold_folder(folder: Path, fold: int) -> Path:
+    """Where a folder keeps what belongs to a fold of cross-validation; fold 0 is the published split."""
+    return folder / f"fold{fold}" if fold else folder
+
+
+def read_folds(folder: Path) -> list[list[RunSummary]]:
+    """The summaries of all runs of a profile, a list for each fold of cross-validation that has any.
+
+    Raises UserError for the first that is damaged.
+    """
+    folds = [read_results(folder)]
+    for path in sorted(folder.glob("fold*/")):
+        folds.append(read_results(path))
+    return [results for results in folds if results]
+
+
+def read_result(path: Path) -> RunSummary:
+    """The summary of one run. Raises UserError when the file is damaged."""
     remedy = "delete it and run the study again"
-    results = []
-    for path in sorted(folder.glob("*.json")):
-        values = read_json(path, remedy)
-        try:
-            results.append(RunSummary.from_dict(values))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error!r}): {remedy}.") from error
-    return results
+    values = read_json(path, remedy)
+    try:
+        return RunSummary.from_dict(values)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}): {remedy}.") from error
 
 
 # ---- which runs there are
@@ -305,16 +327,17 @@ def mean_retention(results: list[RunSummary], name: str, task: Task) -> Retentio
         if single is None or task not in run.metrics[run.last] or not single.own_stage(task):
             continue
         values.append(run.final(task) / single.own_stage(task))
-        final = run.resamples(run.last, task)
-        baseline = single.resamples(task, task)
-        # NaN where the baseline is 0 on a resample
-        ratio = np.divide(final, baseline, out=np.full_like(final, np.nan), where=baseline > 0)
-        resamples.append(ratio)
+        resamples.append(ratio(run.resamples(run.last, task), single.resamples(task, task)))
     if not values:
         return None
     mean = np.mean(resamples, axis=0)  # (resamples,)
     low, high = interval(mean[~np.isnan(mean)])
     return Retention(float(np.mean(values)), low, high, len(values))
+
+
+def ratio(values: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+    """The ratio (resamples,) of two metrics on the same resamples; NaN where the baseline is 0."""
+    return np.divide(values, baseline, out=np.full_like(values, np.nan), where=baseline > 0)
 
 
 def five_percent_drop(results: list[RunSummary], name: str, task: Task) -> Drop | None:

@@ -1,12 +1,11 @@
 """Runs what is missing of a study: named sets of runs that differ in one thing each; every run leaves one JSON.
 
-All runs of a seed share the segmentation of stage 1, which nothing that is compared here touches: they begin with a
-copy of it, and with a replay buffer filled their own way.
+The runs of a seed share the segmentation of stage 1 unless they differ in it: they begin with a copy of it, and with a
+replay buffer filled their own way.
 """
 
 import time
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,11 @@ from mtl_utils import checkpoint, environment, files
 from mtl_utils.evaluation import predict_sets
 from mtl_utils.experiments.bootstrap import STORED_SCALE, bootstrap_metric
 from mtl_utils.experiments.plans import REPLAY, STUDIES, Plan
-from mtl_utils.experiments.results import RunSummary, ValCurve
+from mtl_utils.experiments.results import RunSummary, ValCurve, read_result
+from mtl_utils.files import UserError
 from mtl_utils.model import place_model
 from mtl_utils.prepare.root import Root
-from mtl_utils.run import Run, StageResult, load_model
+from mtl_utils.run import Run, RunKey, StageResult, load_model
 from mtl_utils.settings import Settings
 from mtl_utils.stages import make_trainer, run_stage, store_exemplars
 from mtl_utils.tasks import TASKS, Task
@@ -37,7 +37,7 @@ def run_study(what: str, settings: Settings, root: Root, seeds: list[int], folde
     """
     rank = environment.process_rank()
     choose_gpu()
-    missing = missing_runs(what, seeds, results)
+    missing = missing_runs(what, seeds, settings, root, folder, results)
     for seed in seeds_to_share(missing, settings):
         share_stage_1(base_run(settings, seed, root, folder), rank)
     for number, (plan, seed) in enumerate(missing):
@@ -52,13 +52,35 @@ def choose_gpu() -> None:
         torch.cuda.set_device(environment.local_rank() % torch.cuda.device_count())
 
 
-def missing_runs(what: str, seeds: list[int], results: Path) -> list[tuple[Plan, int]]:
-    """The runs of a study, each a plan and a seed, that have no JSON yet."""
+def missing_runs(
+    what: str, seeds: list[int], settings: Settings, root: Root, folder: Path, results: Path
+) -> list[tuple[Plan, int]]:
+    """The runs of a study, each a plan and a seed, that have no JSON yet.
+
+    Raises UserError for a JSON that was made with other settings, data or starting weights: it is not taken for done.
+    """
     missing = []
-    for seed, plan in product(seeds, STUDIES[what]):
-        if not result_path(results, plan, seed).exists():
-            missing.append((plan, seed))
+    for seed in seeds:
+        base = base_run(settings, seed, root, folder)
+        for plan in STUDIES[what]:
+            path = result_path(results, plan, seed)
+            if path.exists():
+                verify_result(path, plan, base)
+            else:
+                missing.append((plan, seed))
     return missing
+
+
+def verify_result(path: Path, plan: Plan, base: Run) -> None:
+    """Raise UserError where a stored result is not that of a plan with this base run."""
+    stored = read_result(path)
+    settings = planned_settings(plan, base)
+    fingerprints = {task: base.data_fingerprints[task] for task in settings.tasks}
+    wanted = RunKey(settings, fingerprints, base.starting_weights.label)
+    found = RunKey(stored.settings, stored.data_fingerprints, stored.initial_weights)
+    other = wanted.difference(found)
+    if other is not None:
+        raise UserError(f"{path} was made with other {other}: move it to another folder, then run the study again.")
 
 
 def result_path(results: Path, plan: Plan, seed: int) -> Path:
@@ -78,14 +100,17 @@ def seeds_to_share(missing: list[tuple[Plan, int]], settings: Settings) -> list[
     """The seeds of which some missing run begins with the shared stage."""
     seeds = set()
     for plan, seed in missing:
-        if shares_stage_1(replace(settings, **plan.overrides)):
+        if shares_stage_1(replace(settings, **plan.overrides), settings):
             seeds.add(seed)
     return sorted(seeds)
 
 
-def shares_stage_1(settings: Settings) -> bool:
-    """Whether a run begins with segmentation alone."""
-    return settings.tasks[0] == "seg" and not settings.joint
+def shares_stage_1(settings: Settings, base: Settings) -> bool:
+    """Whether a run begins with segmentation alone, learned as in the base run."""
+    begins_alone = settings.tasks[0] == "seg" and not settings.joint
+    same_trunk = settings.freeze_trunk == base.freeze_trunk
+    same_folding = settings.fold_batchnorm == base.fold_batchnorm
+    return begins_alone and same_trunk and same_folding
 
 
 def share_stage_1(base: Run, rank: int) -> None:
@@ -109,7 +134,7 @@ def copy_stage_1(run: Run, base: Run) -> None:
     store_exemplars(trainer, model)
     checkpoint.save(run.path("seg", ".state.pt"), {"buffer": trainer.buffer.state_dict()})
     # the JSON last: the stage is finished when it is there
-    own_result = replace(result, key=run.key)
+    own_result = replace(result, key=run.key("seg"))
     files.write_json(run.path("seg", ".json"), own_result.as_dict())
 
 
@@ -120,7 +145,7 @@ def run_plan(plan: Plan, base: Run, results: Path) -> None:
     """Train one run's stages, measure it, write its JSON, and free the disk of what only training needs."""
     run = planned_run(plan, base)
     settings = run.settings
-    if shares_stage_1(settings) and not run.finished("seg"):
+    if shares_stage_1(settings, base.settings) and not run.finished("seg"):
         copy_stage_1(run, base)
     stages = settings.tasks[-1:] if settings.joint else settings.tasks
     for task in stages:
@@ -164,10 +189,11 @@ def make_summary(plan: Plan, run: Run) -> RunSummary:
         name=plan.name,
         overrides=plan.overrides,
         settings=run.settings,
-        data_fingerprint=run.key.data_fingerprint,
-        initial_weights=run.key.initial_weights,
+        data_fingerprints=run.data_fingerprints,
+        initial_weights=run.starting_weights.label,
         source=str(run.root),
         device=run.device,
+        provenance=stages[last].provenance,
         minutes={stage: result.minutes for stage, result in stages.items()},
         before={task: result.value for task, result in first.before.items()},
         metrics={stage: result.metrics for stage, result in stages.items()},

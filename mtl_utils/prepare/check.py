@@ -5,17 +5,16 @@ Nothing here trusts a file: pictures are decoded to the last pixel, and values o
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from tqdm.auto import tqdm
 
 from mtl_utils import coco, files, layout, pictures
 from mtl_utils.coco import FETCH
 from mtl_utils.files import UserError
 from mtl_utils.pictures import FETCH_AGAIN, PictureError, Size
+from mtl_utils.progress import progress
 from mtl_utils.tasks import FOLDERS, SPLITS, TASK_NAMES, TASKS, Task
 
 NOT_COCO = f"is not COCO: it needs lists of objects named {', '.join(layout.COCO_LISTS)}"
@@ -58,11 +57,11 @@ Photos = dict[Path, Photo]  # the sound photographs of one split
 # ---- the whole root
 
 
-def check_root(root: Path) -> list[Fault]:
-    """Every fault of the three mini sets below `root`; an empty list if all is well."""
+def check_root(root: Path, tasks: Sequence[Task] = TASKS) -> list[Fault]:
+    """Every fault of the mini sets of some tasks below `root`; an empty list if all is well."""
     root = Path(root)
     faults: list[Fault] = []
-    for task in TASKS:
+    for task in tasks:
         if layout.has_set(root, task):
             faults += check_task(root, task)
         else:
@@ -74,11 +73,35 @@ def check_task(root: Path, task: Task) -> Iterator[Fault]:
     """The faults of one set: of each split, and of photographs that stand in both."""
     photos: dict[str, Photos] = {split: {} for split in SPLITS}  # each filled while its split is checked
     for split in SPLITS:
-        try:
-            yield from CHECKS[task](root, split, photos[split])
-        except UserError:
-            yield fault_at(root, layout.split_folder(root, task, split), "the folder is missing or unreadable", FETCH)
+        yield from check_split(root, task, split, photos[split])
     yield from across_splits(root, photos["train"], photos["val"])
+
+
+def check_split(root: Path, task: Task, split: str, photos: Photos) -> Iterator[Fault]:
+    """The faults of one split of a set; its sound photographs are added to `photos`."""
+    try:
+        yield from CHECKS[task](root, split, photos)
+    except UserError:
+        yield fault_at(root, layout.split_folder(root, task, split), "the folder is missing or unreadable", FETCH)
+
+
+def first_fault(root: Path, task: Task) -> str | None:
+    """One sentence about what would stop a training: the first fault of a set's splits, and the number of the others.
+
+    None for a set that can be read. Photographs that stand in both splits stop nothing, but a line on standard error
+    warns of them, since the metrics are then too high.
+    """
+    faults: list[Fault] = []
+    photos: dict[str, Photos] = {split: {} for split in SPLITS}
+    for split in SPLITS:
+        faults += check_split(root, task, split, photos[split])
+    twins = list(across_splits(root, photos["train"], photos["val"]))
+    if twins:
+        print(f"warning: {len(twins)} photograph(s) of val are in train too, such as {twins[0].path}", file=sys.stderr)
+    if not faults:
+        return None
+    others = f" ({len(faults) - 1} more faults: `data check` lists all)" if len(faults) > 1 else ""
+    return f"{root / faults[0].path}: {faults[0].problem}{others}: {faults[0].remedy}."
 
 
 def across_splits(root: Path, train: Photos, val: Photos) -> Iterator[Fault]:
@@ -92,12 +115,12 @@ def across_splits(root: Path, train: Photos, val: Photos) -> Iterator[Fault]:
             yield fault_at(root, path, f"is the same photograph as {other}", "remove one of the two")
 
 
-def report(root: Path) -> int:
+def report(root: Path, tasks: Sequence[Task] = TASKS) -> int:
     """Print every fault on a line of its own, then what the root holds; returns the number of faults."""
-    faults = check_root(root)
+    faults = check_root(root, tasks)
     lines = [str(fault) for fault in faults]
     lines.append(f"{'task':<15} {'split':<6} {'images':>6}  annotated")
-    for row in summary(root):
+    for row in summary(root, tasks):
         lines.append(f"{row.task:<15} {row.split:<6} {row.images:>6}  {row.annotated}")
     lines.append(f"{len(faults)} fault(s) in {root}")
     print_anywhere("\n".join(lines))
@@ -111,10 +134,10 @@ def print_anywhere(text: str) -> None:
     print(printable)
 
 
-def summary(root: Path) -> list[SummaryRow]:
-    """What every set that is there holds, a row for each split."""
+def summary(root: Path, tasks: Sequence[Task] = TASKS) -> list[SummaryRow]:
+    """What every set of some tasks holds that is there, a row for each split."""
     rows = []
-    for task in TASKS:
+    for task in tasks:
         if layout.has_set(root, task):
             rows += [summary_row(root, task, split) for split in SPLITS]
     return rows
@@ -139,7 +162,7 @@ def fault_at(root: Path, path: Path, problem: str, remedy: str = FETCH_AGAIN) ->
 
 def check_photos(root: Path, paths: list[Path], photos: Photos) -> Iterator[Fault]:
     """The faults of photographs as such; those that the loaders can read are added to `photos`."""
-    for path in tqdm(paths, desc="checking photographs", unit="image", leave=False, delay=1):
+    for path in progress(paths, desc="checking photographs", unit="image", leave=False, delay=1):
         try:
             size, stored_size = pictures.photo_sizes(path)
         except PictureError as error:
@@ -158,7 +181,7 @@ def check_seg(root: Path, split: str, photos: Photos) -> Iterator[Fault]:
         yield fault_at(root, layout.split_folder(root, "seg", split), "the folder holds no images", FETCH)
     images = [image for image, _ in pairs]
     yield from check_photos(root, images, photos)
-    for image, mask in tqdm(pairs, desc="checking masks", unit="mask", leave=False, delay=1):
+    for image, mask in progress(pairs, desc="checking masks", unit="mask", leave=False, delay=1):
         if mask is None:
             yield fault_at(root, image, f"its mask {image.stem}.png is missing", FETCH)
         else:

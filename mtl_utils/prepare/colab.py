@@ -17,7 +17,12 @@ REQUIREMENTS = files.PROJECT / "requirements.txt"
 LINE = re.compile(r"([\w-]+)>=([\d.]+)")  # a line of requirements.txt: package, lowest version
 RELEASE = re.compile(r"\d+(\.\d+)*")  # the release numbers at the start of a version
 COLABS_OWN = ("torch", "torchvision", "ipywidgets")  # Colab has versions that fit its GPUs and its pages: not touched
-LOCAL_ONLY = ("jupyterlab", "nbval", "pytest")  # Colab itself takes the place of these, and runs no tests
+LOCAL_ONLY = (
+    "babel",
+    "jupyterlab",
+    "nbval",
+    "pytest",
+)  # Colab is a Jupyter, and runs no tests
 DRIVE = "/content/drive"  # where Colab shows a user's Google Drive
 
 

@@ -3,6 +3,7 @@
 VOC and Imagenette come as archives, of which only the files that the manifest names are written, to paths that are
 computed here and never taken from an archive. COCO's photographs come one by one; its boxes are picked from the
 official annotations. A file is either whole and verified or not there, and a second run takes only what is missing.
+A file of yours that has the name of an official one is kept under another name.
 """
 
 import hashlib
@@ -23,10 +24,9 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from tqdm.auto import tqdm
-
 from mtl_utils import files, layout
 from mtl_utils.files import UserError
+from mtl_utils.progress import progress
 from mtl_utils.tasks import SPLITS, TASKS, Task
 
 MANIFEST = files.PROJECT / "data" / "manifest.json"
@@ -35,6 +35,11 @@ TRIES = 3
 PAUSE = 2.0  # seconds before another try
 TIMEOUT = 30.0  # seconds without an answer after which a try has failed
 BLOCK = 1 << 20  # bytes that are transferred or hashed at a time
+MAX_ARCHIVE = 4 << 30  # bytes of an archive; VOC's, the largest, has 2 GB
+MAX_PHOTO = 20 << 20  # bytes of a photograph or mask
+MAX_JSON = 1 << 30  # bytes of COCO's annotations once they are unpacked: the official ones have 470 MB
+SPARE = 200 << 20  # bytes that are left free on the disk
+OTHER = ".{}.other"  # ending of a file that was there under an official name with other contents
 MD5_DIGITS = 32  # length of an MD5 in hexadecimal digits; a SHA-256 has 64
 NETWORK_ERRORS = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
@@ -148,7 +153,7 @@ def fetch_archive(root: Path, source: Source) -> Path:
     """Download an archive to the folder of downloads; it has the name that it has at its source."""
     name = PurePosixPath(urlsplit(source["url"]).path).name
     archive = root / DOWNLOADS / name
-    download(source["url"], archive, source["md5"])
+    download(source["url"], archive, source["md5"], MAX_ARCHIVE)
     return archive
 
 
@@ -159,9 +164,9 @@ def unpack(archive: Path, task: Task, items: list[Item]) -> None:
         for member_name in member_names(task, item.name):
             item_of_member[member_name] = item
     with tarfile.open(archive) as tar:
-        for member in tqdm(tar, desc=f"reading {archive.name}", unit="file", delay=1):
+        for member in progress(tar, desc=f"reading {archive.name}", unit="file", delay=1):
             wanted = item_of_member.get(member.name.removeprefix("./"))
-            if wanted is None or not member.isfile():  # a link is not a file
+            if wanted is None or not member.isfile() or member.size > MAX_PHOTO:  # a link is not a file
                 continue
             content = tar.extractfile(member)
             assert content is not None, "tarfile gives None for folders and devices alone"
@@ -180,30 +185,43 @@ def write_verified(item: Item, content: bytes) -> None:
     """Write a file, unless its bytes have another SHA-256 than the manifest's."""
     digest = hashlib.sha256(content).hexdigest()
     if digest == item.sha256:
+        keep_other(item.path)
         files.write_atomically(item.path, lambda file: file.write(content))
+
+
+def keep_other(path: Path) -> None:
+    """Rename a file that has the name of an official one and other contents: it may be somebody's work."""
+    if not path.exists():
+        return
+    kept = files.move_aside(path, OTHER)
+    print(f"Note: {path} was not the official file: it is kept as {kept.name}")
 
 
 # ---- downloads
 
 
-def download(url: str, path: Path, checksum: str) -> None:
-    """Fetch `url` to `path` by way of PATH.part, which a later try or run continues; verified, then renamed."""
+def download(url: str, path: Path, checksum: str, limit: int) -> None:
+    """Fetch `url` to `path` by way of PATH.part, which a later try or run continues; verified, then renamed.
+
+    Raises UserError for more than `limit` bytes, and where the disk has no room for them.
+    """
     if has_checksum(path, checksum):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    transfer_with_retries(url, part)
+    transfer_with_retries(url, part, limit)
     if not has_checksum(part, checksum):
         part.unlink(missing_ok=True)
         raise UserError(f"{url} does not match the official checksum ({checksum}): try again.")
+    keep_other(path)
     os.replace(part, path)
 
 
-def transfer_with_retries(url: str, part: Path) -> None:
+def transfer_with_retries(url: str, part: Path, limit: int) -> None:
     """Complete `part`, in several tries if the network fails.  Raises UserError when it fails for good."""
     for number in range(1, TRIES + 1):
         try:
-            transfer(url, part)
+            transfer(url, part, limit)
             return
         except NETWORK_ERRORS as error:
             status = error.code if isinstance(error, HTTPError) else None
@@ -214,24 +232,39 @@ def transfer_with_retries(url: str, part: Path) -> None:
             time.sleep(PAUSE)
 
 
-def transfer(url: str, part: Path) -> None:
-    """Append to `part` what it lacks of `url`; start anew where the server cannot continue."""
+def transfer(url: str, part: Path, limit: int) -> None:
+    """Append to `part` what it lacks of `url`, at most `limit` bytes in all; start anew where the server does."""
     present = part.stat().st_size if part.exists() else 0  # bytes
     headers = {"Range": f"bytes={present}-"} if present else {}
     with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as response:
         if response.status != PARTIAL_CONTENT:
             present = 0
         total = present + int(response.headers.get("Content-Length") or 0)
-        append(response, part, present, total)
+        ask_for_room(url, part, total - present, limit - present)
+        append(response, part, present, total, limit)
     if part.stat().st_size < total:
         raise ConnectionError("the connection broke off")
 
 
-def append(response: HTTPResponse, part: Path, present: int, total: int) -> None:
+def ask_for_room(url: str, part: Path, wanted: int, allowed: int) -> None:
+    """Raise UserError where a server announces more bytes than are allowed, or than the disk has free."""
+    if wanted > allowed:
+        raise UserError(f"{url} is larger than the official file can be: try again, or look at the address.")
+    free = shutil.disk_usage(part.parent).free
+    if wanted + SPARE > free:
+        needed = (wanted + SPARE) >> 20
+        raise UserError(
+            f"{part.parent} needs {needed} MB and has {free >> 20} MB free: make room or name another folder."
+        )
+
+
+def append(response: HTTPResponse, part: Path, present: int, total: int, limit: int) -> None:
     """Write what a server sends after the first `present` bytes of a file, which is to have `total`."""
-    bar = tqdm(desc=part.stem, total=total, initial=present, unit="B", unit_scale=True, leave=False, delay=1)
+    bar = progress(desc=part.stem, total=total, initial=present, unit="B", unit_scale=True, leave=False, delay=1)
     with bar, open(part, "ab" if present else "wb") as file:
         while block := response.read(BLOCK):
+            if file.tell() + len(block) > limit:  # a server may send more than it announced
+                raise UserError(f"{part.stem} is larger than the official file can be: delete {part} and try again.")
             file.write(block)
             bar.update(len(block))
 
@@ -242,8 +275,8 @@ def append(response: HTTPResponse, part: Path, present: int, total: int) -> None
 def fetch_coco_photographs(root: Path, plan: Manifest, source: Source) -> None:
     """Download the missing photographs of detection, one by one."""
     items = lacking(root, "det", plan)
-    for item in tqdm(items, desc="COCO photographs", unit="image", delay=1):
-        download(f"{source['url']}/{item.split}2017/{item.name}", item.path, item.sha256)
+    for item in progress(items, desc="COCO photographs", unit="image", delay=1):
+        download(f"{source['url']}/{item.split}2017/{item.name}", item.path, item.sha256, MAX_PHOTO)
 
 
 def fetch_boxes(root: Path, plan: Manifest, source: Source) -> None:
@@ -256,6 +289,7 @@ def fetch_boxes(root: Path, plan: Manifest, source: Source) -> None:
         for split in missing:
             names = plan.sha256["det"][split]
             official = read_official(archive, split, names)
+            keep_other(paths[split])
             layout.write_coco(paths[split], mini_coco(official, split, names, plan.categories))
             if not has_boxes(paths[split], plan.boxes[split]):
                 print(f"Note: the boxes in {paths[split]} differ from those that the results were measured with.")
@@ -269,7 +303,10 @@ def read_official(archive: zipfile.ZipFile, split: str, names: Iterable[str]) ->
         is_annotation = "image_id" in entry
         return None if is_annotation and entry["image_id"] not in image_ids else entry
 
-    text = archive.read(f"annotations/instances_{split}2017.json")
+    member = archive.getinfo(f"annotations/instances_{split}2017.json")
+    if member.file_size > MAX_JSON:
+        raise zipfile.BadZipFile(f"{member.filename} is too large")
+    text = archive.read(member)
     official: Coco = json.loads(text, object_hook=without_other_images)
     return official
 

@@ -1,4 +1,4 @@
-"""The data root: the folder that holds the three mini sets, how it was chosen, and a fingerprint of its contents."""
+"""The data root: the folder that holds the three mini sets, how it was chosen, and fingerprints of its sets."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,10 +6,13 @@ from pathlib import Path
 
 from mtl_utils import environment, files, layout
 from mtl_utils.files import UserError, user_path
+from mtl_utils.prepare.check import first_fault
+from mtl_utils.prepare.folds import write_cross_fold
 from mtl_utils.prepare.synthetic import write_synthetic
-from mtl_utils.tasks import FOLDERS, TASKS, Task
+from mtl_utils.tasks import FOLDERS, SPLITS, TASKS, Task
 
 SYNTHETIC = "synthetic"  # how a root of rendered sets was chosen
+FINGERPRINT_DIGITS = 16  # of a SHA-256, kept as a fingerprint
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class Root:
     def kind(self) -> str:
         """The word for it in names of folders: "synthetic" or "real"."""
         return "synthetic" if self.is_synthetic else "real"
+
+    def first_fault(self, task: Task) -> str | None:
+        """One sentence about what is wrong with a task's set, every file of which is decoded; None if nothing is."""
+        return first_fault(self.path, task)
 
     def __str__(self) -> str:
         if self.is_synthetic:
@@ -69,20 +76,32 @@ def default_root() -> Root:
     return Root(synthetic_folder(), SYNTHETIC)
 
 
+def cross_fold(root: Root, folder: Path, fold: int) -> Root:
+    """The root of a fold of cross-validation (0: the root itself), made in a folder below `folder` that names its data.
+
+    Other photographs or labels get another folder, so that no old fold is taken for theirs.
+    """
+    if fold == 0:
+        return root
+    contents = " ".join(fingerprint(root.path, task) for task in TASKS)
+    digest = hashlib.sha256(contents.encode()).hexdigest()[:FINGERPRINT_DIGITS]
+    path = write_cross_fold(root.path, folder / f"folds-{digest}", fold)
+    return Root(path, root.chosen_by)
+
+
 def synthetic_folder() -> Path:
     """Where the synthetic sets are rendered to."""
     return files.PROJECT / "data" / "synthetic"
 
 
-def fingerprint(root: Path) -> str:
-    """A short hash of the names and sizes of all files of the three sets: two roots with other data differ in it."""
-    paths = []
-    for task in TASKS:
-        for path in layout.set_folder(root, task).rglob("*"):
-            parts = path.relative_to(root).parts
-            is_data = not any(map(layout.is_junk, parts))  # file managers may write into any folder at any time
-            if is_data and path.is_file():
-                paths.append(path)
-    lines = [f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in sorted(paths)]
-    digest = hashlib.sha256("\n".join(lines).encode())
-    return digest.hexdigest()[:16]
+def fingerprint(root: Path, task: Task) -> str:
+    """A short hash of the names and contents of all files that are read of one set: photographs and labels.
+
+    Files that nothing reads do not change it. A split that is missing counts as empty.
+    """
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for path in layout.used_files(root, task, split):
+            line = f"{split} {path.parent.name}/{path.name} {files.sha256(path)}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))  # a name may be no UTF-8
+    return digest.hexdigest()[:FINGERPRINT_DIGITS]

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
-from tqdm.auto import tqdm
 
 from mtl_utils import layout
 from mtl_utils.files import UserError
-from mtl_utils.tasks import IGNORE, IMAGENETTE_NAMES, SPLITS, TASKS, VOC_CLASSES, Task, voc_palette
+from mtl_utils.progress import progress
+from mtl_utils.tasks import COCO_CLASSES, IGNORE, IMAGENETTE_NAMES, SPLITS, TASKS, VOC_CLASSES, Task, voc_palette
 
 COLOURS = {  # RGB of the letters of the drawings; each object varies its own copy
     "k": (32, 32, 36),  # black
@@ -164,10 +164,6 @@ STYLES: dict[Task, ImageStyle] = {
         blur=4.0,
     ),
 }
-COCO_CLASSES = {  # with COCO's own ids
-    "person": 1, "bicycle": 2, "car": 3, "motorcycle": 4, "bus": 6,
-    "truck": 8, "cat": 17, "dog": 18, "chair": 62, "tv": 72,
-}  # fmt: skip
 CROWD = "crowd"  # the name of a group of small persons, beside those of the classes
 CROWD_SIZE = 9  # persons in it
 DRAWN_AS = {"motorcycle": "motorbike", "tv": "tvmonitor", CROWD: "person"}
@@ -509,7 +505,7 @@ def all_images(counts: dict[str, int]) -> list[tuple[Task, str, int]]:
 def write_all(root: Path, counts: dict[str, int], seed: int) -> None:
     """Write every file; an image depends on the seed, its task, its split and its index alone."""
     records: dict[str, list[CocoImage]] = {split: [] for split in SPLITS}
-    for task, split, index in tqdm(all_images(counts), desc="Drawing synthetic images"):
+    for task, split, index in progress(all_images(counts), desc="Drawing synthetic images"):
         folder = layout.split_folder(root, task, split)
         folder.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng([seed, TASKS.index(task), SPLITS.index(split), index])

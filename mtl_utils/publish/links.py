@@ -6,10 +6,11 @@ import nbformat
 
 from mtl_utils import files
 from mtl_utils.files import UserError
+from mtl_utils.publish import translate
 from mtl_utils.publish.readme import READMES, between, read, write_page, write_text
 from mtl_utils.publish.run import code_cells
 
-NAME = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME
+NAME = re.compile(r"\w[\w-]*/[\w-][\w.-]*")  # OWNER/NAME; none of the two is . or ..
 ADDRESS = re.compile('^REPOSITORY = "(.*)"', re.MULTILINE)  # in every notebook's first cell: what Colab clones
 GITHUB = "https://github.com"
 COLAB = "https://colab.research.google.com"
@@ -28,6 +29,7 @@ def set_address(name: str) -> None:
         notebook = nbformat.read(path, as_version=4)
         link_notebook(notebook, path.stem, address)
         write_text(path, nbformat.writes(notebook) + "\n")
+    translate.build_all()  # the same code in Traditional Chinese
     last = paths[-1].stem  # shows the committed results without any training
     for page in READMES:
         write_page(page, between(read(page), "badge", badge(last, address)))

@@ -10,10 +10,10 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
-from tqdm.auto import tqdm
 
 from mtl_utils import files
 from mtl_utils.files import UserError
+from mtl_utils.progress import progress
 from mtl_utils.publish.readme import write_text
 
 REPORT = "report.html"
@@ -25,7 +25,7 @@ def execute_all(folder: Path) -> None:
     """Execute every notebook of notebooks/ into `folder`. Raises UserError naming the first cell that fails."""
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else every kernel prints the debugger's warning
     executed = []
-    with tqdm(sorted(files.NOTEBOOKS.glob("*.ipynb")), desc="notebooks", unit="notebook") as bar:
+    with progress(sorted(files.NOTEBOOKS.glob("*.ipynb")), desc="notebooks", unit="notebook") as bar:
         for path in bar:
             bar.set_postfix_str(path.stem)
             notebook = execute(path)

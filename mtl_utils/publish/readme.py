@@ -6,10 +6,11 @@ All of it is made from figures/metrics.json and figures/study/, and stands betwe
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mtl_utils import files
-from mtl_utils.experiments import plans, sizes, tables
-from mtl_utils.experiments.results import RunSummary, alone_values, read_results
+from mtl_utils.experiments import claims, plans, sizes, tables
+from mtl_utils.experiments.results import RunSummary, alone_values, read_folds, read_results
 from mtl_utils.files import UserError
 from mtl_utils.forgetting import Drop, drops, five_percent_rule, verdict_text
 from mtl_utils.plots.studies import draw_study
@@ -28,6 +29,9 @@ class Wording:
     run: str  # about the committed run
     retention: str  # final values beside the single-task baselines
     sizes: str  # header of the first column of the table of input sizes
+    language: Literal["english", "chinese"]  # in which the claims are told
+    verdicts: dict[claims.Verdict, str]  # a word for each
+    claims: str  # what the verdicts mean; above the list
     comma: str  # between the numbers of two tasks
     space: str  # between two sentences
 
@@ -65,6 +69,13 @@ ENGLISH = Wording(
         "{retention}."
     ),
     sizes="input, pixels",
+    language="english",
+    verdicts={"shown": "shown", "point estimate only": "point estimate only", "fails": "fails"},
+    claims=(
+        "Verdicts on sentences that compare runs. **shown**: true in at least 97.5 % of bootstrap resamples of the val "
+        "images, after Holm's correction. **point estimate only**: true on val, but in fewer resamples. "
+        "**fails**: not true on val. Resamples cover the choice of images, not of seeds (there are {seeds})."
+    ),
     comma=", ",
     space=" ",
 )
@@ -95,6 +106,14 @@ CHINESE = Wording(
     ),
     retention="最終值佔單任務基準的百分比［對 val 影像重抽的 95 % 區間；種子數 {seeds}］：{retention}。",
     sizes="輸入（像素）",
+    language="chinese",
+    verdicts={"shown": "已證實", "point estimate only": "僅為點估計", "fails": "不成立"},
+    claims=(
+        "比較不同執行的句子，各有一個判定。"
+        "**已證實**：對 val 影像重抽（bootstrap），經 Holm 校正後，至少 97.5 % 的樣本中成立。"
+        "**僅為點估計**：在 val 上成立，但成立的樣本較少。**不成立**：在 val 上就不成立。"
+        "重抽涵蓋影像的選擇，不涵蓋種子的選擇（種子數 {seeds}）。"
+    ),
     comma="、",
     space="",
 )
@@ -172,6 +191,8 @@ def with_results(text: str, wording: Wording) -> str:
 
     text = between(text, "headline", headline)
     text = between(text, "sizes", sizes_table(metrics, wording))
+    folds = read_folds(files.STUDY_RESULTS / metrics.key.settings.profile)
+    text = between(text, "claims", claims_list(folds, wording, words["seeds"]))
     return between(text, "results", f"{table}\n\n{about}")
 
 
@@ -198,6 +219,15 @@ def sizes_table(metrics: RunMetrics, wording: Wording) -> str:
     for name in table.index:
         rows.append([name, *table.loc[name]])
     return markdown(rows)
+
+
+def claims_list(folds: list[list[RunSummary]], wording: Wording, seeds: str) -> str:
+    """What the verdicts mean, and every claim under its verdict, which is found anew in the results."""
+    lines = [wording.claims.format(seeds=seeds), ""]
+    for claim, (_, _, verdict) in zip(claims.CLAIMS, claims.verdicts(folds, claims.CLAIMS), strict=True):
+        sentence = getattr(claim, wording.language)
+        lines.append(f"- **{wording.verdicts[verdict]}**: {sentence}")
+    return "\n".join(lines)
 
 
 def seed_words(results: list[RunSummary], wording: Wording) -> dict[str, str]:
@@ -274,7 +304,20 @@ def with_studies(text: str) -> str:
     for profile in STUDIED:
         results = read_results(files.STUDY_RESULTS / profile)
         text = between(text, f"study {profile}", evidence_table(results))
+        folds = read_folds(files.STUDY_RESULTS / profile)
+        text = between(text, f"claims {profile}", claims_table(folds))
     return text
+
+
+def claims_table(folds: list[list[RunSummary]]) -> str:
+    """The claims as markdown, with the numbers that decide on them; a sentence where there is no run."""
+    if not folds:
+        return NO_RUNS
+    table = claims.claims_table(folds, claims.CLAIMS)
+    rows = [["claim", *table.columns]]
+    for name in table.index:
+        rows.append([name, *table.loc[name]])
+    return markdown(rows)
 
 
 def evidence_table(results: list[RunSummary]) -> str:

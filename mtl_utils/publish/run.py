@@ -24,6 +24,8 @@ def take_over(run: Path) -> None:
     """
     metrics = read_metrics(run / "metrics.json")
     drops(metrics.stage_metrics)  # raises where a stage is missing
+    if metrics.left_out:
+        raise UserError(f"{run} was made without some images: publish a run on whole sets.")
     if metrics.source.startswith(SYNTHETIC):
         raise UserError(f"{run} was made on synthetic sets: publish a run on real photographs.")
 

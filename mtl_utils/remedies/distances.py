@@ -15,7 +15,7 @@ from mtl_utils.tasks import Task
 
 TEMPERATURE = 2.0  # of soft targets (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; LwF uses 2)
 PSEUDO_OBJECT = 0.3  # confidence above which a cell of the teacher's map counts as an object
-SALIENT = 0.9  # part of an image's strongest edge above which a cell is salient, as in HAD's published code
+SALIENT = 0.9  # part of the way from an image's weakest to its strongest edge above which a cell is salient (HAD)
 SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))  # derivative along x; its transpose is that along y
 
 # (student's, teacher's) class logits (B, C, ...) to a distance (B, ...)
@@ -82,25 +82,40 @@ def pseudo_labels(task: Task, teacher: Tensor) -> Tensor:
     return teacher.argmax(1)
 
 
-def class_balanced_mean(distances: Tensor, labels: Tensor) -> Tensor:
-    """The mean, over the labels that occur, of each label's own mean: a rare class counts as much as a common one."""
-    size = int(labels.max()) + 1
-    label = labels.flatten()
-    count = label.bincount(minlength=size)
-    total = torch.zeros(size, device=distances.device).index_add(0, label, distances.flatten())
-    occurs = count > 0
-    class_means = total[occurs] / count[occurs]
-    return class_means.mean()
+def geometric_mean(values: Tensor) -> Tensor:
+    """Geometric mean () of the values above 0 of (N,); 0 where there is none."""
+    positive = values[values > 0]
+    if not len(positive):
+        return values.sum() * 0
+    return positive.log().mean().exp()
 
 
-def edge_mean(distances: Tensor) -> Tensor:
-    """The mean of distances (B, h, w) over the cells where they change most abruptly, by Sobel's operator."""
+def balanced_over_classes(distances: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Sum over the classes of w_c m_c, divided by their number: rare classes count as common ones do.
+
+    m_c: the geometric mean of the distances labelled c, 0 where there is none; w = softmax(-m), without a gradient.
+    distances, labels: of any one shape, labels int64 below `classes`.
+    """
+    means = torch.stack([geometric_mean(distances[labels == c]) for c in range(classes)])  # (classes,)
+    weights = (-means).softmax(0).detach()
+    return (weights * means).mean()
+
+
+def sum_of_halves(distances: Tensor, upper: Tensor) -> Tensor:
+    """Mean distance where `upper` (bool) holds plus the mean where it does not; nothing for a half without cells."""
+    total = distances.sum() * 0
+    for half in (upper, ~upper):
+        if half.any():
+            total = total + distances[half].mean()
+    return total
+
+
+def salient_cells(distances: Tensor) -> Tensor:
+    """Cells (B, h, w) bool where distances (B, h, w) change most abruptly in their image, by Sobel's operator."""
     along_x = torch.tensor(SOBEL, device=distances.device)
     kernels = torch.stack([along_x, along_x.T])  # (2, 3, 3)
     gradient = F.conv2d(distances.detach()[:, None], kernels[:, None], padding=1)  # (B, 2, h, w)
     edges = gradient.square().sum(1).sqrt()  # (B, h, w)
     weakest = edges.amin((1, 2), keepdim=True)
     strongest = edges.amax((1, 2), keepdim=True)
-    contrast = (strongest - weakest).clamp(min=1e-12)  # not 0, so that an image without edges does not fail
-    salient = edges - weakest >= SALIENT * contrast
-    return distances[salient].sum() / salient.sum().clamp(min=1)
+    return edges - weakest > SALIENT * (strongest - weakest)

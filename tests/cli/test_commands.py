@@ -27,6 +27,7 @@ from mtl_utils.publish import log as run_log
 from mtl_utils.publish import run as publish_run
 from mtl_utils.settings import PROFILES
 from mtl_utils.stages import run_stage
+from mtl_utils.tasks import FOLDERS, TASKS, stage_name
 
 TINY = replace(
     PROFILES["smoke"],
@@ -181,6 +182,25 @@ def test_train_then_resume(tiny_profile, tiny_root, capsys, monkeypatch):
     assert "with --resume" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_a_root_with_one_set_is_checked_trained_and_marked(task, tiny_profile, tiny_root, tmp_path, capsys):
+    """The other sets' classes are those of the mini sets, so that the network is the same."""
+    root = tmp_path / "one"
+    shutil.copytree(tiny_root / FOLDERS[task], root / FOLDERS[task])
+    for words, missing in (([], 2), (["--tasks", task], 0)):
+        cli_main.main(["data", "check", str(root), *words])
+        assert capsys.readouterr().out.count("set is missing") == missing
+    command = ["train", "--profile", "smoke", "--name", "one", "--data-root", str(root)]
+    assert cli_main.main([*command, "--tasks", task]) == 0
+    trained = tmp_path / "runs" / "one" / f"{stage_name(task)}.pt"
+    assert marks(trained, root) == 0
+    assert trained.exists() and len(list(trained.parent.glob("*.state.pt"))) == 1
+    capsys.readouterr()
+    assert cli_main.main(["train", "--profile", "smoke", "--name", "all", "--data-root", str(root)]) == 1
+    assert "missing or unreadable" in capsys.readouterr().err
+
+
 def stop_after_a_stage(monkeypatch):
     """Let `train` be stopped when its first stage is done: metrics.json is there from then on."""
 
@@ -331,7 +351,7 @@ def every_parser(parser):
 
 def test_every_option_has_a_help_text():
     parsers = [*every_parser(cli_main.make_parser()), evaluate.make_parser()]
-    assert len(parsers) == 15
+    assert len(parsers) == 18
     for parser in parsers:
         parser.format_help()
         options = [action for action in parser._actions if not isinstance(action, argparse._SubParsersAction)]
@@ -347,7 +367,7 @@ def test_links_and_publish_name_what_they_have_written(tmp_path, monkeypatch, ca
     assert cli_main.main(["links", "me/mine"]) == 0
     assert capsys.readouterr().out == "the notebooks and README.md, README.zh-TW.md name https://github.com/me/mine\n"
     assert cli_main.main(["publish"]) == 0
-    pages = "tables remade in README.md, README.zh-TW.md, figures/study/README.md, figures in figures/study/quick/\n"
+    pages = "tables remade in README.md, README.zh-TW.md, figures/study/README.md\n"
     assert capsys.readouterr().out == pages
     assert cli_main.main(["publish", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"metrics, weights, notebooks and figures are those of {tmp_path}\n{pages}"
@@ -365,6 +385,7 @@ def test_restart_sets_aside_what_was_there_and_loses_nothing(tiny_root, tmp_path
     began = []
     monkeypatch.setattr(cli_run, "run_command", lambda options: began.append(cli_run.open_run(options).folder))
     monkeypatch.setenv("MTL_RUN", str(tmp_path / "mine"))
+    monkeypatch.setenv("MTL_RUNS", str(tmp_path))
     for number in range(3):
         assert cli_main.main(["restart", "--profile", "smoke", "--data-root", str(tiny_root)]) == 0
         assert not (tmp_path / "mine").exists(), "a run that begins finds no stage"
@@ -373,3 +394,34 @@ def test_restart_sets_aside_what_was_there_and_loses_nothing(tiny_root, tmp_path
     kept = {path.name: (path / "stage1_segmentation.pt").read_text() for path in tmp_path.iterdir()}
     assert kept == {"mine": "2", "mine-1": "0", "mine-2": "1"}
     assert began == [tmp_path / "mine"] * 3 and "The previous run was moved to mine-2/" in capsys.readouterr().out
+
+
+def test_restart_moves_nothing_outside_the_folder_of_runs(tiny_root, tmp_path, monkeypatch, capsys):
+    """Whoever has set MTL_RUN to a folder of their own finds it untouched."""
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "thesis.txt").write_text("two years of work")
+    monkeypatch.setenv("MTL_RUN", str(own))
+    monkeypatch.setenv("MTL_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(cli_run, "run_command", lambda _: pytest.fail("ran"))
+    assert cli_main.main(["restart", "--profile", "smoke", "--data-root", str(tiny_root)]) == 1
+    assert "move it yourself, or unset MTL_RUN" in capsys.readouterr().err
+    assert (own / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../x", "/tmp/x", ".git", "a/b", "a\\b", " x", "a\n"])
+def test_a_run_has_a_plain_name(name, tiny_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MTL_RUNS", str(tmp_path / "runs"))
+    assert cli_main.main(["train", "--profile", "smoke", "--data-root", str(tiny_root), f"--name={name}"]) == 1
+    assert "is no name of a folder" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_the_traceback_is_shown_on_demand(debug, tmp_path, capsys):
+    words = ["--debug"] if debug else []
+    assert cli_main.main([*words, "log", str(tmp_path / "none"), "a note"]) == 1
+    assert evaluate.evaluate_command([*words, "--weights", "none.pt", "--data_root", str(tmp_path)]) == 1
+    errors = capsys.readouterr().err
+    assert errors.count("Traceback") >= 2 if debug else "Traceback" not in errors
+    assert errors.count("\nerror: ") + errors.startswith("error: ") == 2

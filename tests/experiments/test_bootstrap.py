@@ -79,3 +79,41 @@ def test_interval_of_a_proportion_agrees_with_the_textbook():
     low, high = bootstrap.interval(values)
     assert values.std() == pytest.approx(0.0516, abs=0.004)
     assert (low, high) == (pytest.approx(0.70, abs=0.02), pytest.approx(0.90, abs=0.02))
+
+
+def population_of_masks(rng: np.random.Generator, names: np.ndarray, skill: float) -> np.ndarray:
+    """Confusion matrices (images, 8, 8) of images that hold background and one class each, by a model of some skill."""
+    matrices = np.zeros((len(names), 8, 8))
+    for matrix, name in zip(matrices, names, strict=True):
+        right = rng.beta(8 * skill, 8 * (1 - skill))  # of the object's 20 pixels
+        matrix[name, name] = 20 * right
+        matrix[name, 0] = 16 * (1 - right)
+        matrix[name, rng.integers(1, 8)] += 4 * (1 - right)  # taken for another class
+        matrix[0, name] = 10 * (1 - right)
+        matrix[0, 0] = 80 - matrix[0, name]
+    return matrices
+
+
+def miou_of(matrices: np.ndarray) -> np.ndarray:
+    """mIoU (...) of confusion matrices (..., C, C), classes without a pixel left out."""
+    right = np.diagonal(matrices, axis1=-2, axis2=-1)
+    union = matrices.sum(-1) + matrices.sum(-2) - right
+    iou = np.divide(right, union, out=np.full_like(right, np.nan), where=union > 0)
+    return np.nanmean(iou, -1)
+
+
+def test_the_interval_of_a_ratio_holds_the_truth_about_as_often_as_it_promises():
+    """Samples of 60 from a population in which two models' mIoU is known; resamples lack rare classes."""
+    rng = np.random.default_rng(0)
+    names = 1 + rng.choice(7, 400, p=[0.25, 0.22, 0.2, 0.15, 0.1, 0.05, 0.03])  # some classes are rare
+    one, other = population_of_masks(rng, names, 0.75), population_of_masks(rng, names, 0.6)
+    true_ratio = miou_of(other.sum(0)) / miou_of(one.sum(0))
+    held = 0
+    for _ in range(200):
+        chosen = rng.integers(0, 400, 60)
+        counts = rng.multinomial(60, np.full(60, 1 / 60), 300).astype(float)  # how often each image is in a resample
+        first = miou_of((counts @ one[chosen].reshape(60, 64)).reshape(-1, 8, 8))
+        second = miou_of((counts @ other[chosen].reshape(60, 64)).reshape(-1, 8, 8))
+        low, high = bootstrap.interval(second / first)
+        held += low <= true_ratio <= high
+    assert held >= 0.88 * 200

@@ -28,10 +28,11 @@ def run(name, rows, draws=None, seed=0, changes=None, floor=0.0):
         name=name,
         overrides=changes or {},
         settings=Settings(seed=seed, **(changes or {})),
-        data_fingerprint="0123",
+        data_fingerprints={"seg": "0123"},
         initial_weights="nothing",
         source="by hand",
         device="cpu",
+        provenance={},
         minutes={},
         before={"seg": 0.03, "det": 0.0, "cls": 0.12},
         metrics=metrics,
@@ -145,6 +146,15 @@ def test_forgetting_numbers_by_hand():
     numbers = forgetting_numbers(REPLAY.matrix)
     assert numbers["BWT"] == pytest.approx(((0.48 - 0.5) + (0.19 - 0.2)) / 2)
     assert numbers["forgetting"] == pytest.approx(((0.52 - 0.48) + (0.2 - 0.19)) / 2)
+
+
+def test_forgetting_is_below_zero_where_the_last_stage_made_a_task_better():
+    """As in Chaudhry et al. 2018: the best value is one before the last stage."""
+    nan = float("nan")
+    matrix = np.array([[0.5, nan, nan], [0.4, 0.2, nan], [0.6, 0.25, 0.9]])
+    numbers = forgetting_numbers(matrix)
+    assert numbers["forgetting"] == pytest.approx(((0.5 - 0.6) + (0.2 - 0.25)) / 2)
+    assert numbers["BWT"] == pytest.approx(-numbers["forgetting"])
 
 
 def test_the_rule_asks_for_both_baselines():

@@ -1,6 +1,7 @@
 """Studies: what is shared, skipped and stored."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from mtl_utils.checkpoint import load
 from mtl_utils.experiments import plans, runner
 from mtl_utils.experiments import results as results_module
 from mtl_utils.experiments.plans import Plan
+from mtl_utils.files import UserError
 from mtl_utils.plots import pictures, studies
 from mtl_utils.prepare.root import Root
 from mtl_utils.run import load_model
@@ -32,6 +34,7 @@ PLANS = [
     Plan("few", {"buffer_size": 2, "exemplar_selection": "random"}),
     Plan("single-det", {"tasks": ["det"]}),
     Plan("joint", {"joint": True}),
+    Plan("naive", plans.NAIVE.overrides),
 ]
 
 
@@ -93,6 +96,15 @@ def test_stage_1_is_shared_and_the_replay_buffer_is_not(done):
 
 
 @pytest.mark.slow
+def test_plain_fine_tuning_has_a_first_stage_of_its_own_that_is_not_folded(done):
+    own = load_model(done / "runs" / "naive_seed0" / "stage1_segmentation.pt")[0].state_dict()
+    shared = load_model(done / "runs" / "replay_seed0" / "stage1_segmentation.pt")[0].state_dict()
+    assert any(name.endswith("running_mean") for name in own)
+    assert not any(name.endswith("running_mean") for name in shared)
+    assert result(done, "naive")["settings"]["copy_shared_classes"] is False
+
+
+@pytest.mark.slow
 def test_tasks_alone_and_joint_training(done):
     assert list(result(done, "single-det")["metrics"]) == ["det"]
     joint = result(done, "joint")
@@ -106,6 +118,27 @@ def test_what_is_there_is_not_run_again(done, tiny_root, monkeypatch):
     monkeypatch.setitem(plans.STUDIES, "baselines", PLANS)
     monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("trained again"))
     run_it(tiny_root, done)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("data_fingerprints", {"seg": "0", "det": "0", "cls": "0"}, "data"),
+        ("initial_weights", "other.pt 0123", "starting weights"),
+        ("settings", None, "settings"),
+    ],
+)
+def test_a_result_of_something_else_is_not_taken_for_done(key, value, word, done, tiny_root, tmp_path, monkeypatch):
+    shutil.copytree(done, tmp_path / "study")
+    path = tmp_path / "study" / "results" / "few_seed0.json"
+    stored = json.loads(path.read_text())
+    stored[key] = value or stored["settings"] | {"weight_decay": 0.5}
+    path.write_text(json.dumps(stored))
+    monkeypatch.setitem(plans.STUDIES, "baselines", PLANS)
+    monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("trained again"))
+    with pytest.raises(UserError, match=f"few_seed0.json was made with other {word}: move it to another folder"):
+        run_it(tiny_root, tmp_path / "study")
 
 
 @pytest.mark.slow

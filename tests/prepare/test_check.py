@@ -18,7 +18,7 @@ from mtl_utils import layout
 from mtl_utils.data import MiniSet, find_classes
 from mtl_utils.files import UserError
 from mtl_utils.prepare import check
-from mtl_utils.tasks import SPLITS, voc_palette
+from mtl_utils.tasks import FOLDERS, SPLITS, voc_palette
 
 WIDTH, HEIGHT = 40, 30
 TRAIN_JSON = "mini_coco_det/annotations/mini_instances_train2017.json"
@@ -410,3 +410,14 @@ def test_real_sets_have_no_fault(real_root):
         (240, "10 classes"),
         (60, "10 classes"),
     ]
+
+
+def test_photographs_in_both_splits_are_warned_of_before_training(root, capsys):
+    """They can be read, so nothing stops; but the metrics would be too high without a word."""
+    assert check.first_fault(root, "seg") is None and capsys.readouterr().err == ""
+    photo = sorted((root / FOLDERS["seg"] / "val").glob("*.jpg"))[0]
+    for ending in (".jpg", ".png"):
+        shutil.copy(photo.with_suffix(ending), root / FOLDERS["seg"] / "train" / f"copied{ending}")
+    assert check.first_fault(root, "seg") is None
+    expected = f"1 photograph(s) of val are in train too, such as {FOLDERS['seg']}/val/{photo.name}"
+    assert expected in capsys.readouterr().err

@@ -37,7 +37,7 @@ def lacking(monkeypatch, *lines):
 
 def test_the_requirements_are_met_here():
     assert colab.unmet(colab.REQUIREMENTS.read_text()) == []
-    assert len(colab.LINE.findall(colab.REQUIREMENTS.read_text())) == 11
+    assert len(colab.LINE.findall(colab.REQUIREMENTS.read_text())) == 13
 
 
 def test_missing_and_old_packages_are_found():

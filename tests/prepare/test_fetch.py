@@ -234,15 +234,58 @@ def test_second_run_downloads_nothing(source, root):
     assert source.server.log == []
 
 
-def test_second_run_replaces_what_is_missing_or_damaged(source, root):
+def test_second_run_fetches_what_is_missing_or_different_and_keeps_what_was_there(source, root, capsys):
+    """A file under an official name may be somebody's own: it stays beside the official one."""
     fetch(root, source.manifest)
     expected = files_below(root)
-    (root / "mini_coco_det/train/000000000009.jpg").write_bytes(b"damaged")
-    layout.json_path(root, "val").write_text("{}")
+    mine = {
+        root / "mini_coco_det/train/000000000009.jpg": b"my own photograph",
+        layout.json_path(root, "val"): b"{}",
+        root / "mini_voc_seg/val/2007_val.png": b"my own mask",
+    }
+    for path, content in mine.items():
+        path.write_bytes(content)
     source.server.log.clear()
     fetch(root, source.manifest)
-    assert files_below(root) == expected
-    assert source.server.log == [(DET, None), (BOXES, None)]
+    found, printed = files_below(root), capsys.readouterr().out
+    for path, content in mine.items():
+        kept = f"{path.relative_to(root).as_posix()}.1.other"
+        assert found.pop(kept) == content
+        assert f"Note: {path} was not the official file" in printed
+    assert found == expected
+    assert source.server.log == [(SEG, None), (DET, None), (BOXES, None)]
+
+
+@pytest.mark.parametrize("path", [SEG, DET])
+def test_a_file_that_is_announced_too_large_is_refused_before_it_is_written(path, source, root, monkeypatch):
+    """The photographs here have 5,000 bytes, the archive more than 6,000."""
+    monkeypatch.setattr(fetch_module, "MAX_ARCHIVE" if path == SEG else "MAX_PHOTO", 6000)
+    if path == DET:
+        source.server.files[DET] = bytes(7000)
+    assert "larger than the official file can be" in complaint(source, root)
+    assert not any(name.endswith(Path(path).name) for name in files_below(root))
+
+
+def test_a_server_that_sends_more_than_it_announced_is_stopped(source, root, monkeypatch):
+    monkeypatch.setattr(fetch_module, "MAX_ARCHIVE", 6000)
+    monkeypatch.setattr(fetch_module, "BLOCK", 1000)
+    monkeypatch.setattr(fetch_module, "ask_for_room", lambda *_: None)  # as if the header were missing
+    text = complaint(source, root)
+    part = root / ".downloads/VOCtrainval.tar.part"
+    assert "larger than the official file can be" in text and str(part) in text
+    assert part.stat().st_size <= 6000
+
+
+def test_room_on_the_disk_is_asked_for_first(source, root, monkeypatch):
+    usage = fetch_module.shutil.disk_usage
+    monkeypatch.setattr(fetch_module.shutil, "disk_usage", lambda path: usage(path)._replace(free=100 << 20))
+    assert re.search(r"needs 200 MB and has 100 MB free: make room or name another folder\.", complaint(source, root))
+    assert sum(len(data) for data in files_below(root).values()) == 0
+
+
+def test_annotations_that_unpack_to_more_than_coco_has_are_refused(source, root, monkeypatch):
+    monkeypatch.setattr(fetch_module, "MAX_JSON", 100)
+    assert "is damaged: delete that folder and try again" in complaint(source, root)
 
 
 def test_interrupted_archive_is_resumed(source, root):

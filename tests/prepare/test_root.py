@@ -1,4 +1,4 @@
-"""Which data root is chosen, and the fingerprint of its contents."""
+"""Which data root is chosen, and the fingerprints of its sets."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from mtl_utils import files
 from mtl_utils.files import UserError
 from mtl_utils.prepare import root as root_module
 from mtl_utils.prepare.root import find_root, fingerprint
-from mtl_utils.tasks import FOLDERS
+from mtl_utils.tasks import FOLDERS, TASKS
 
 # ---------------------------------------------------------------- which root
 
@@ -87,20 +87,37 @@ def test_a_root_with_one_set_will_do_for_that_task_only(project, own_root):
 # ---------------------------------------------------------------- fingerprint
 
 
+def fingerprints(root: Path) -> dict[str, str]:
+    return {task: fingerprint(root, task) for task in TASKS}
+
+
+def changed_tasks(one: Path, other: Path) -> list[str]:
+    """The tasks in whose fingerprint two roots differ."""
+    first, second = fingerprints(one), fingerprints(other)
+    return [task for task in TASKS if first[task] != second[task]]
+
+
 def test_fingerprint_is_that_of_the_data_and_not_of_the_place(tiny_root, own_root):
-    assert fingerprint(tiny_root) == fingerprint(own_root)
+    assert fingerprints(tiny_root) == fingerprints(own_root)
+    assert len(set(fingerprints(tiny_root).values())) == 3
     (own_root / "notes.txt").write_text("beside the sets")
-    assert fingerprint(tiny_root) == fingerprint(own_root)
+    assert fingerprints(tiny_root) == fingerprints(own_root)
 
 
-def test_hidden_files_leave_the_fingerprint(tiny_root, own_root):
-    """A file manager may write them into any folder at any time."""
+def test_what_nothing_reads_leaves_the_fingerprint(tiny_root, own_root):
+    """A file manager may write into any folder at any time, and a user may keep notes there."""
     for folder in (own_root / FOLDERS["seg"], own_root / FOLDERS["cls"] / "train"):
         (folder / ".DS_Store").write_text("of a Mac")
         (folder / "Thumbs.db").write_text("of Windows")
         (folder / "__MACOSX").mkdir()
         (folder / "__MACOSX" / "1.jpg").write_text("of a Mac's archive")
-    assert fingerprint(own_root) == fingerprint(tiny_root)
+    (own_root / FOLDERS["seg"] / "train" / "notes.txt").write_text("two masks to check")
+    (own_root / FOLDERS["det"] / "train" / "unused.jpg").write_bytes(b"in no annotation")
+    assert changed_tasks(own_root, tiny_root) == []
+
+
+def first(root: Path, task: str, pattern: str) -> Path:
+    return sorted((root / FOLDERS[task]).glob(pattern))[0]
 
 
 def add(root: Path) -> None:
@@ -115,11 +132,58 @@ def rename(root: Path) -> None:
     (root / FOLDERS["seg"] / "val" / "2007_000000.jpg").rename(root / FOLDERS["seg"] / "val" / "other.jpg")
 
 
+def change_a_byte(root: Path, task: str, pattern: str) -> None:
+    """One byte of a file is another, its size is the same."""
+    path = first(root, task, pattern)
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def another_mask(root: Path) -> None:
+    change_a_byte(root, "seg", "train/*.png")
+
+
+def another_photograph(root: Path) -> None:
+    change_a_byte(root, "det", "**/*.jpg")
+
+
 def annotate(root: Path) -> None:
     change_json(root, lambda contents: contents["annotations"].pop())
 
 
-@pytest.mark.parametrize("change", [add, remove, rename, annotate])
-def test_fingerprint_changes_with_the_data(tiny_root, own_root, change):
+def other_label(root: Path) -> None:
+    """A category's id is another of the same length."""
+    path = first(root, "det", "annotations/*train*.json")
+    text = path.read_text()
+    assert '"category_id": 1' in text
+    path.write_text(text.replace('"category_id": 1', '"category_id": 2', 1))
+
+
+def other_class(root: Path) -> None:
+    one, two = sorted(path for path in (root / FOLDERS["cls"] / "train").iterdir())[:2]
+    photo = sorted(one.iterdir())[0]
+    photo.rename(two / photo.name)
+
+
+CHANGES = [
+    ("seg", add),
+    ("seg", remove),
+    ("seg", rename),
+    ("seg", another_mask),
+    ("det", another_photograph),
+    ("det", annotate),
+    ("det", other_label),
+    ("cls", other_class),
+]
+
+
+@pytest.mark.parametrize(("task", "change"), CHANGES)
+def test_the_fingerprint_of_a_set_changes_with_what_is_read_of_it(tiny_root, own_root, task, change):
     change(own_root)
-    assert fingerprint(own_root) != fingerprint(tiny_root)
+    assert changed_tasks(own_root, tiny_root) == [task]
+
+
+def test_a_missing_set_has_a_fingerprint_too(own_root):
+    shutil.rmtree(own_root / FOLDERS["cls"])
+    assert fingerprint(own_root, "cls") == fingerprint(own_root / "nowhere", "cls")

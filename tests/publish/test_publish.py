@@ -6,7 +6,6 @@ import re
 import shutil
 
 import nbformat
-import numpy as np
 import pytest
 
 from mtl_utils import checkpoint, files, forgetting
@@ -22,7 +21,14 @@ from mtl_utils.run import read_metrics
 from mtl_utils.settings import get_settings
 from mtl_utils.tasks import METRIC_NAMES, TASKS
 
-DOCUMENTS = [*readme.PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "data/weights/README.md"]
+DOCUMENTS = [
+    *readme.PAGES,
+    "TEACHING.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "data/README.md",
+    "data/weights/README.md",
+]
 
 
 @pytest.mark.parametrize("name", readme.READMES)
@@ -75,17 +81,20 @@ def test_a_changed_result_changes_the_readme(tmp_path, monkeypatch):
 
 
 def test_a_changed_study_changes_the_pages(tmp_path, monkeypatch):
-    summary = json.loads((files.STUDY_RESULTS / "full" / "replay_seed0.json").read_text())
-    (tmp_path / "full").mkdir()
-    for seed, value in enumerate((0.121, 0.125)):
-        summary["metrics"]["cls"]["cls"]["Top-1"] = value
-        summary["settings"]["seed"] = seed
-        (tmp_path / "full" / f"replay_seed{seed}.json").write_text(json.dumps(summary))
+    shutil.copytree(files.STUDY_RESULTS / "full", tmp_path / "full")
+    for path in sorted((tmp_path / "full").glob("*_seed0.json")):
+        for seed, value in enumerate((0.121, 0.125)):
+            summary = json.loads(path.read_text())
+            summary["settings"]["seed"] = seed
+            if summary["name"] == "replay":
+                summary["metrics"]["cls"]["cls"]["Top-1"] = value
+            path.with_name(f"{summary['name']}_seed{seed}.json").write_text(json.dumps(summary))
     monkeypatch.setattr(files, "STUDY_RESULTS", tmp_path)
     assert "| 0.123 ± 0.003 |" in readme.evidence_table(read_results(tmp_path / "full"))
     text = readme.with_results(readme.read("README.md"), readme.ENGLISH)
     assert re.search("over 2 seeds on .*, Top-1 0.123 ± 0.003", text)
-    assert "– in the mean, and for 0 of 2 seeds" in text
+    assert "FAIL in the mean, and for 0 of 2 seeds" in text
+    assert "- **fails**: Classification keeps more than 95 %." in text
 
 
 def test_a_changed_table_of_sizes_changes_the_readme(tmp_path, monkeypatch):
@@ -94,18 +103,6 @@ def test_a_changed_table_of_sizes_changes_the_readme(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "COMMITTED_SIZES", tmp_path / "sizes.json")
     files.COMMITTED_SIZES.write_text(json.dumps(table))
     assert "| 0.124 |" in readme.with_results(readme.read("README.md"), readme.ENGLISH)
-
-
-def test_what_the_readme_says_of_its_runs_is_what_they_hold():
-    """The sentences under "What holds" and "What does not": each names its runs."""
-    runs = {run.name: run for run in read_results(files.STUDY_RESULTS / "full") if run.seed == 0}
-    replay = runs["replay"]
-    assert replay.final("det") > runs["single-det"].final("det")
-    assert runs["no-replay"].final("seg") < replay.final("seg") / 2
-    assert round(60 * (runs["single-cls"].final("cls") - replay.final("cls"))) == 2
-    assert np.quantile(replay.final_resamples("cls") / runs["single-cls"].final_resamples("cls"), 0.025) < 0.95
-    row = readme.read("README.md").split("| Top-1 |")[1].splitlines()[0]
-    assert "PASS" in row
 
 
 def test_one_seed_is_not_called_a_mean():
@@ -148,8 +145,9 @@ def test_the_runs_of_a_study_differ_in_what_they_say_only(profile):
         if result["overrides"].get("joint"):  # as many steps as the three stages together (runner.planned_settings)
             wanted["epochs"] |= {"cls": result["settings"]["epochs"]["cls"]}
         assert result["settings"] == wanted, result["name"]
-        for key in ("data_fingerprint", "initial_weights"):
-            assert result[key] == metrics[key], result["name"]
+        assert result["initial_weights"] == metrics["initial_weights"], result["name"]
+        used = {task: metrics["data_fingerprints"][task] for task in result["settings"]["tasks"]}
+        assert result["data_fingerprints"] == used, result["name"]
 
 
 def test_the_pictures_of_a_study_are_drawn_from_its_files_alone(tmp_path, monkeypatch):
@@ -352,7 +350,7 @@ def test_the_address_is_set_everywhere_at_once_and_can_be_changed(tmp_path, monk
     monkeypatch.setattr(files, "PROJECT", tmp_path)
     monkeypatch.setattr(files, "NOTEBOOKS", tmp_path / "notebooks")
     before = [nbformat.read(path, as_version=4) for path in sorted(files.NOTEBOOKS.glob("*.ipynb"))]
-    for name in ("someone/first", "else.where/second-try"):
+    for name in ("someone/first", "else-where/second.try"):
         assert cli_main.main(["links", name]) == 0
         test_all_notebooks_and_both_readmes_name_one_address()
         rows = list(stored_links())
@@ -365,7 +363,7 @@ def test_the_address_is_set_everywhere_at_once_and_can_be_changed(tmp_path, monk
         ]
 
 
-@pytest.mark.parametrize("name", ["https://github.com/a/b", "a", "a/b/c", "a b/c", ""])
+@pytest.mark.parametrize("name", ["https://github.com/a/b", "a", "a/b/c", "a b/c", "", "../..", "a/..", "./b", "../b"])
 def test_what_is_no_address_is_refused(name):
     with pytest.raises(UserError, match="OWNER/NAME"):
         links.set_address(name)

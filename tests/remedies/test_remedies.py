@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import ListSet, photo
 from torch import nn
 
@@ -101,18 +102,55 @@ def test_the_labels_of_a_teacher_by_hand():
     assert distances.pseudo_labels("det", detection).tolist() == [[[1, 0]]]
 
 
-def test_class_balanced_mean_by_hand():
-    gaps, labels = torch.tensor([1.0, 1.0, 1.0, 5.0, 7.0]), torch.tensor([0, 0, 0, 3, 3])
-    assert distances.class_balanced_mean(gaps, labels).item() == pytest.approx((1 + 6) / 2)
+def test_classes_are_balanced_by_geometric_means_as_in_the_published_code_of_had():
+    """Class 0: 2 (of 1, 2, 4; the 0 is left out); class 3: 6 (of 4 and 9); classes 1 and 2 do not occur: 0."""
+    gaps, labels = torch.tensor([1.0, 2.0, 4.0, 0.0, 4.0, 9.0]), torch.tensor([0, 0, 0, 0, 3, 3])
+    powers = [math.exp(-mean) for mean in (2, 0, 0, 6)]
+    expected = (2 * powers[0] + 6 * powers[3]) / sum(powers) / 4
+    assert distances.balanced_over_classes(gaps, labels, 4).item() == pytest.approx(expected)
 
 
-def test_edge_mean_is_taken_at_the_edges_of_the_distances():
+def test_the_weights_of_the_classes_have_no_gradient():
+    gaps = torch.tensor([1.0, 4.0], requires_grad=True)
+    distances.balanced_over_classes(gaps, torch.tensor([0, 1]), 2).backward()
+    weights = torch.tensor([-1.0, -4.0]).softmax(0)
+    assert torch.allclose(gaps.grad, weights / 2)
+
+
+def test_of_no_distances_above_zero_the_geometric_mean_is_zero_with_a_gradient():
+    gaps = torch.zeros(3, requires_grad=True)
+    mean = distances.geometric_mean(gaps)
+    mean.backward()
+    assert mean.item() == 0 and gaps.grad.tolist() == [0, 0, 0]
+
+
+def test_the_halves_of_a_number_count_alike():
+    gaps, upper = torch.tensor([1.0, 1.0, 1.0, 5.0, 7.0]), torch.tensor([False, False, False, True, True])
+    assert distances.sum_of_halves(gaps, upper).item() == pytest.approx(1 + 6)
+    assert distances.sum_of_halves(gaps, torch.zeros(5, dtype=torch.bool)).item() == pytest.approx(3)
+
+
+def test_salient_cells_lie_at_the_edges_of_the_distances():
     """A step between the columns 2 and 3: the two columns beside it have the edge, away from the borders."""
-    gaps = torch.zeros(1, 7, 8)
+    gaps = torch.zeros(1, 7, 9)
     gaps[:, :, 3:] = 10.0
-    gaps[:, :, 7] = 0.0  # the right border's own edge is as strong as the step
-    assert distances.edge_mean(gaps).item() == pytest.approx(5.0, abs=1.5)
-    assert distances.edge_mean(torch.full((1, 6, 6), 2.0)).item() == pytest.approx(2.0)
+    gaps[:, :, 6:] = 0.0
+    salient = distances.salient_cells(gaps)[0, 3]  # a row far from the upper and lower border
+    assert salient.tolist() == [False, False, True, True, False, True, True, False, False]
+    assert not distances.salient_cells(torch.zeros(1, 6, 6)).any(), "nothing stands out of nothing"
+
+
+def test_had_by_hand():
+    """One image of two cells and two classes, then one cell of detection's."""
+    teacher = torch.tensor([[[[9.0, 0.0]], [[0.0, 9.0]]]])  # (1, 2, 1, 2): classes 0 and 1
+    student = torch.tensor([[[[1.0, 2.0]], [[0.0, 0.0]]]])
+    gaps = torch.tensor([math.log(1 + math.exp(-1.0)), math.log(1 + math.exp(2.0))])
+    balanced = ((-gaps).softmax(0) * gaps).mean()
+    kernel = torch.tensor(distances.SOBEL)
+    edges = F.conv2d(gaps.view(1, 1, 1, 2), torch.stack([kernel, kernel.T])[:, None], padding=1).norm(dim=1).flatten()
+    at_edges = (gaps * (edges > edges.min())).mean()
+    found = had.HeterogeneityAware(1.0, folded()).distance("seg", student, teacher)
+    assert found.item() == pytest.approx(((balanced + at_edges) / 2).item())
 
 
 # --- elastic weight consolidation ----------------------------------------------------------------------------------
@@ -181,11 +219,11 @@ def test_distillation_pulls_a_changed_network_back(remedy, monkeypatch):
     with torch.no_grad():
         model.head[-1].weight += 0.3 * torch.randn_like(model.head[-1].weight)
     before, optimizer = agreement(), torch.optim.Adam(model.head[-1].parameters(), 0.02)
-    for _ in range(100):
+    for _ in range(300):
         optimizer.zero_grad()
         distil.batch_loss(context(model, "cls"), "cls", batch, hidden).backward()
         optimizer.step()
-    assert before < 0.7 and agreement() > 0.9
+    assert before < 0.5 and agreement() > 0.8
 
 
 def test_soft_distillation_costs_nothing_where_nothing_has_changed():
@@ -220,7 +258,7 @@ def test_the_class_of_an_image_is_distilled_from_its_picture_alone(remedy):
     loss = distil.batch_loss(trainer, "seg", batch, moved)
     padding_moved_more = moved.clone()
     padding_moved_more[..., 4:] += 3 * torch.randn(1, WIDTH, 8, 4)
-    assert loss > 0.01
+    assert loss > 0
     assert distil.batch_loss(trainer, "seg", batch, padding_moved_more).item() == pytest.approx(loss.item(), rel=1e-5)
 
 
@@ -341,7 +379,7 @@ def test_in_the_first_stage_a_remedy_that_stores_something_adds_nothing(tiny_roo
 
 
 @pytest.mark.slow
-def test_a_stage_that_is_finished_twice_has_its_fisher_information_once(tiny_root, tmp_path):
+def test_a_stage_that_is_finished_twice_has_its_fisher_information_once(tiny_root, tmp_path, one_thread):
     """A crash between the writes of the last state and of the model lets the stage be finished again."""
     run = Run(replace(SETTINGS, tasks=["seg", "det"], ewc_weight=1.0), tmp_path, Root(tiny_root, "--data-root"))
     run_stage(run, "seg")
@@ -365,7 +403,7 @@ def test_a_stage_that_is_finished_twice_has_its_fisher_information_once(tiny_roo
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_a_stopped_run_with_a_remedy_ends_with_the_same_weights(changes, tiny_root, tmp_path):
+def test_a_stopped_run_with_a_remedy_ends_with_the_same_weights(changes, tiny_root, tmp_path, one_thread):
     settings = replace(SETTINGS, tasks=["seg", "det"], **changes)
     straight = Run(settings, tmp_path / "a", Root(tiny_root, "--data-root"))
     run_stage(straight, "seg")
