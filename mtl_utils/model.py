@@ -40,11 +40,11 @@ class SameConv(nn.Conv2d):
     (B, inp, H, W) to (B, out, H / stride, W / stride). ImageNet's weights were trained with this padding.
     """
 
-    def __init__(self, inp: int, out: int, kernel: int, stride: int, groups: int, dilation: int):
-        padding = kernel // 2 * dilation  # keeps the size at stride 1
+    def __init__(self, inp: int, out: int, kernel: int, stride: int, groups: int):
+        padding = kernel // 2  # keeps the size at stride 1
         if stride == 2:
             padding += 1  # one more on all sides; forward drops what it adds before the image
-        super().__init__(inp, out, kernel, stride, padding, dilation, groups, bias=False)  # BatchNorm has the bias
+        super().__init__(inp, out, kernel, stride, padding, groups=groups, bias=False)  # BatchNorm has the bias
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
@@ -60,16 +60,9 @@ class ConvNorm(nn.Sequential):
     """
 
     def __init__(
-        self,
-        inp: int,
-        out: int,
-        kernel: int,
-        stride: int = 1,
-        groups: int = 1,
-        dilation: int = 1,
-        activation: bool = True,
+        self, inp: int, out: int, kernel: int, stride: int = 1, groups: int = 1, activation: bool = True
     ):
-        conv = SameConv(inp, out, kernel, stride, groups, dilation)
+        conv = SameConv(inp, out, kernel, stride, groups)
         norm = nn.BatchNorm2d(out, eps=NORM_EPS)
         super().__init__(conv, norm, nn.ReLU6(inplace=True) if activation else nn.Identity())
 
@@ -106,16 +99,16 @@ class Bottleneck(nn.Module):
 
 
 class Separable(nn.Sequential):
-    """Depthwise 3 x 3 then pointwise 1 x 1 convolution, no activation between (Fast-SCNN, 3.2.1: DSConv)."""
+    """Depthwise then pointwise 1 x 1 convolution, no activation between (Fast-SCNN, 3.2.1: DSConv)."""
 
-    def __init__(self, inp: int, out: int):
-        depthwise = ConvNorm(inp, inp, 3, groups=inp, activation=False)
+    def __init__(self, inp: int, out: int, kernel: int):
+        depthwise = ConvNorm(inp, inp, kernel, groups=inp, activation=False)
         pointwise = ConvNorm(inp, out, 1)
         super().__init__(depthwise, pointwise)
 
 
 class Row(NamedTuple):
-    """A row of the trunk's table: bottlenecks in a chain, alike but for the stride of the first."""
+    """Bottlenecks in a chain, alike but for the stride of the first: a row of the tables below."""
 
     expansion: int  # factor by which a bottleneck's middle is wider than its input
     channels: int  # of every bottleneck's output
@@ -142,8 +135,13 @@ GLOBAL32 = (  # at stride 32
 DEEP_CHANNELS = 1280  # of the 1 x 1 convolution behind the rows
 # the layers that no ImageNet weights exist for
 POOL_CHANNELS = 256  # of the pyramid pooling module
-FUSE_CHANNELS = 256  # of feature fusion, the head's input
+FUSE_CHANNELS = 256  # of feature fusion
+SKIP_CHANNELS = 64  # of the trunk's deepest features that go past fusion; more than the head's 46 outputs can use
+INPUT_CHANNELS = FUSE_CHANNELS + SKIP_CHANNELS  # of the head's input
 HEAD_CHANNELS = 128  # of the head's two inner layers
+HEAD_KERNEL = 5
+MIX32 = (Row(2, POOL_CHANNELS, 5, 2, 1),)  # in feature fusion, at stride 32
+MIX16 = (Row(1, FUSE_CHANNELS, 5, 2, 1),)  # and at stride 16
 
 
 def build_rows(inp: int, rows: tuple[Row, ...]) -> tuple[nn.Sequential, int]:
@@ -266,41 +264,40 @@ class PyramidPooling(nn.Module):
 
     def __init__(self, inp: int, out: int):
         super().__init__()
-        width = out // len(self.BINS)
+        width = out // (2 * len(self.BINS))  # half the paper's: from 1,280 channels the branches are most of the module
         self.branches = nn.ModuleList(ConvNorm(inp, width, 1) for _ in self.BINS)
-        self.project = ConvNorm(inp + out, out, 1)
+        self.project = ConvNorm(inp + width * len(self.BINS), out, 1)
 
     def forward(self, x: Tensor, grid: ContentGrid) -> Tensor:
         context = [x]
         for bins, branch in zip(self.BINS, self.branches, strict=True):
-            pooled = branch(grid.pool(x, bins))  # (B, out / 4, bins, bins)
+            pooled = branch(grid.pool(x, bins))  # (B, out / 8, bins, bins)
             context.append(grid.spread(pooled))
         y: Tensor = self.project(torch.cat(context, dim=1))
         return y
 
 
 class FeatureFusion(nn.Module):
-    """Sum of the detailed and the upsampled deep features at stride 8 (Fast-SCNN, section 3.2.3, table 3).
+    """Sum of detailed and upsampled deep features at stride 8 (Fast-SCNN, section 3.2.3, table 3).
 
-    Beyond the paper, the features at stride 16 take part in the sum.
+    Beyond the paper, the sum goes from stride 32 by way of stride 16 (as in feature pyramids, Lin et al., CVPR 2017),
+    and 5 x 5 bottlenecks mix distant cells at both: the trunk is frozen, so only these layers can learn how far an
+    object reaches.
     """
 
     def __init__(self, low: int, middle: int, deep: int, out: int):
         super().__init__()
-        self.low = ConvNorm(low, out, 1, activation=False)
-        self.middle = ConvNorm(middle, out, 1, activation=False)
-        # dilation 4 at stride 8: neighbours are a deep cell (32 pixels) apart
-        self.spread = ConvNorm(deep, deep, 3, groups=deep, dilation=4)
+        self.mix32, _ = build_rows(deep, MIX32)
         self.deep = ConvNorm(deep, out, 1, activation=False)
+        self.middle = ConvNorm(middle, out, 1, activation=False)
+        self.mix16, _ = build_rows(out, MIX16)
+        self.low = ConvNorm(low, out, 1, activation=False)
 
     def forward(self, low: Tensor, middle: Tensor, deep: Tensor) -> Tensor:
-        size = low.shape[-2:]
-        # in bfloat16, oneDNN's gradient of a dilated depthwise convolution is wrong, at times not even finite
-        with torch.autocast(low.device.type, enabled=False):
-            wide = self.spread(resize(deep.float(), size))
-        x: Tensor = self.low(low) + self.deep(wide)  # (B, out, h, w)
-        x = x + resize(self.middle(middle), size)
-        return F.relu(x)
+        at32 = self.deep(self.mix32(deep))  # (B, out, h / 4, w / 4)
+        at16 = F.relu(self.middle(middle) + resize(at32, middle.shape[-2:]))  # (B, out, h / 2, w / 2)
+        at16 = self.mix16(at16)
+        return F.relu(self.low(low) + resize(at16, low.shape[-2:]))  # (B, out, h, w)
 
 
 class Trunk(nn.Module):
@@ -326,13 +323,18 @@ class Trunk(nn.Module):
 
 
 class FastSCNN(nn.Module):
-    """(B, 3, H, W) normalised images with contents (B, 4) to (B, FUSE_CHANNELS, h, w) features."""
+    """(B, 3, H, W) normalised images with contents (B, 4) to (B, INPUT_CHANNELS, h, w) features for the head.
+
+    The last SKIP_CHANNELS are linear in the trunk's deepest features, which separate ImageNet's classes: a skip
+    connection past the layers that learn masks and boxes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.trunk = Trunk()
         self.pooling = PyramidPooling(self.trunk.deep_channels, POOL_CHANNELS)
         self.fusion = FeatureFusion(self.trunk.low_channels, self.trunk.middle_channels, POOL_CHANNELS, FUSE_CHANNELS)
+        self.skip = ConvNorm(self.trunk.deep_channels, SKIP_CHANNELS, 1, activation=False)
 
     def forward(self, x: Tensor, content: Tensor) -> Tensor:
         low, middle, deep = self.trunk(x)
@@ -340,8 +342,9 @@ class FastSCNN(nn.Module):
         map_size = deep.shape[-2:]
         grid = ContentGrid(content, input_size, map_size)
         context = self.pooling(deep, grid)
-        features: Tensor = self.fusion(low, middle, context)
-        return features
+        fused = self.fusion(low, middle, context)  # (B, FUSE_CHANNELS, h, w)
+        skipped = resize(self.skip(deep), fused.shape[-2:])  # (B, SKIP_CHANNELS, h, w)
+        return torch.cat([fused, skipped], dim=1)
 
 
 ChannelSplit = tuple[int, int, int]  # channels of each task in a map, in CHANNEL_ORDER
@@ -357,7 +360,7 @@ class UnifiedHead(nn.Sequential):
     def __init__(self, inp: int, width: int, num_det: int, num_seg: int, num_cls: int):
         split = (FIRST_CLASS + num_det, num_seg, num_cls)
         last = nn.Conv2d(inp + width, sum(split), 1)
-        super().__init__(Separable(inp, width), Separable(width, width), last)
+        super().__init__(Separable(inp, width, HEAD_KERNEL), Separable(width, width, HEAD_KERNEL), last)
         self.split: ChannelSplit = split
         assert last.bias is not None
         nn.init.normal_(last.weight, std=OUTPUT_STD)
@@ -403,7 +406,7 @@ class UnifiedModel(nn.Module):
         super().__init__()
         self.has_imagenet_trunk = False  # whether the trunk holds ImageNet weights; it then learns more slowly
         self.backbone = FastSCNN()
-        self.head = UnifiedHead(FUSE_CHANNELS, HEAD_CHANNELS, num_det, len(VOC_CLASSES), num_cls)
+        self.head = UnifiedHead(INPUT_CHANNELS, HEAD_CHANNELS, num_det, len(VOC_CLASSES), num_cls)
 
     def forward(self, images: Tensor, content: Tensor | None = None) -> Outputs:
         if content is None:
@@ -411,18 +414,18 @@ class UnifiedModel(nn.Module):
         return self.outputs(self.head_features(images, content), content)
 
     def features(self, images: Tensor, content: Tensor) -> Tensor:
-        """The head's input, (B, FUSE_CHANNELS, h, w)."""
+        """The head's input, (B, INPUT_CHANNELS, h, w)."""
         height, width = images.shape[-2:]
         assert height % MAX_STRIDE == 0 and width % MAX_STRIDE == 0, "height and width must be multiples of 32"
         features: Tensor = self.backbone((images - MEAN) / STD, content)
         return features
 
     def head_features(self, images: Tensor, content: Tensor) -> Tensor:
-        """The input of the head's last layer, (B, FUSE_CHANNELS + HEAD_CHANNELS, h, w)."""
+        """The input of the head's last layer, (B, INPUT_CHANNELS + HEAD_CHANNELS, h, w)."""
         return self.head.head_features(self.features(images, content))
 
     def outputs(self, hidden: Tensor, content: Tensor) -> Outputs:
-        """Outputs from the head's features (B, FUSE_CHANNELS + HEAD_CHANNELS, h, w), by the last layer."""
+        """Outputs from the head's features (B, INPUT_CHANNELS + HEAD_CHANNELS, h, w), by the last layer."""
         grid = self.head.last(hidden).float()  # losses need float32 under autocast too
         channels = split_channels(grid, self.head.split)
         classification = mean_over_content(channels["cls"], content)

@@ -134,7 +134,7 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(seed)  # order of images, replay
 
         self.steps = max(1, len(dataset) // settings.batch_size[self.task])  # in an epoch
-        freeze_layers(self.model, settings)
+        freeze_layers(self.model, settings, self.task)
         trunk_lr, lr = learning_rates(self.model, settings, self.task)
         groups = parameter_groups(self.model, trunk_lr, lr)
         # fused: all weights of a group in one kernel
@@ -337,10 +337,14 @@ def replayed_with_logits(settings: Settings) -> int:
     return settings.replay_per_task // 2 if settings.derpp_weight else 0
 
 
-def freeze_layers(model: UnifiedModel, settings: Settings) -> None:
-    """Freeze a trunk with ImageNet weights."""
+def freeze_layers(model: UnifiedModel, settings: Settings, task: Task) -> None:
+    """Freeze a trunk with ImageNet weights, and where a task asks for it what lies between trunk and head."""
     if settings.freeze_trunk and model.has_imagenet_trunk:
         model.backbone.trunk.requires_grad_(False)
+    trained = bool(settings.earlier(task)) and not settings.joint  # by an earlier stage
+    if settings.freeze_neck[task] and trained:
+        model.backbone.pooling.requires_grad_(False)
+        model.backbone.fusion.requires_grad_(False)
 
 
 def learning_rates(model: UnifiedModel, settings: Settings, task: Task) -> tuple[float, float]:
@@ -362,8 +366,9 @@ def parameter_groups(model: UnifiedModel, trunk_lr: float, lr: float) -> list[di
     """
     # a frozen layer never has a gradient, so an optimiser has no use for it
     trunk = [parameter for parameter in model.backbone.trunk.parameters() if parameter.requires_grad]
-    new_layers = nn.ModuleList([model.backbone.pooling, model.backbone.fusion, model.head])
-    return [{"params": trunk, "lr": trunk_lr}, {"params": list(new_layers.parameters()), "lr": lr}]
+    new_layers = nn.ModuleList([model.backbone.pooling, model.backbone.fusion, model.backbone.skip, model.head])
+    new = [parameter for parameter in new_layers.parameters() if parameter.requires_grad]
+    return [{"params": trunk, "lr": trunk_lr}, {"params": new, "lr": lr}]
 
 
 def warmup_cosine(step: int, total: int, warmup: float) -> float:
