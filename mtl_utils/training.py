@@ -42,7 +42,7 @@ class Remedy:
     def batch_loss(self, trainer: "Trainer", task: Task, batch: Batch, features: Tensor) -> Tensor | float:
         """The loss () of one batch of a task, new or replayed, after its forward; 0 for nothing.
 
-        features: (B, fuse + head, h, w), what the head's last layer reads.
+        features: (B, input + head, h, w), what the head's last layer reads.
         """
         return 0.0
 
@@ -220,7 +220,7 @@ class Trainer:
         """
         batch = to_device(batch, self.device)
         with mixed_precision(self.device):
-            features = self.model.head_features(batch.images, batch.content)  # (B, fuse + head, h, w)
+            features = self.model.head_features(batch.images, batch.content)  # (B, input + head, h, w)
             outputs = self.model.outputs(features, batch.content)
 
         weight = 1.0 if task == self.task else self.settings.replay_weight

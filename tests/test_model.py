@@ -72,11 +72,11 @@ def test_head_has_three_layers_in_one_branch(model):
 
 
 def test_an_inner_layer_of_the_head_filters_each_channel_and_then_mixes_them():
-    """Depthwise 3 x 3, pointwise 1 x 1, and one activation, at the end."""
-    depthwise, pointwise = convolutions(Separable(6, 4))
-    assert (depthwise.kernel_size, depthwise.groups, depthwise.out_channels) == ((3, 3), 6, 6)
+    """Depthwise, pointwise 1 x 1, and one activation, at the end."""
+    depthwise, pointwise = convolutions(Separable(6, 4, 5))
+    assert (depthwise.kernel_size, depthwise.groups, depthwise.out_channels) == ((5, 5), 6, 6)
     assert (pointwise.kernel_size, pointwise.groups, pointwise.out_channels) == ((1, 1), 1, 4)
-    activations = [isinstance(layer, nn.ReLU6) for block in Separable(6, 4) for layer in block]
+    activations = [isinstance(layer, nn.ReLU6) for block in Separable(6, 4, 5) for layer in block]
     assert activations == [False, False, False, False, False, True]
 
 
@@ -174,7 +174,7 @@ def test_outputs_are_float32_in_half_precision_too(model):
 
 
 def test_gradients_in_bfloat16_are_those_of_float32():
-    """oneDNN gives wrong gradients for a dilated depthwise convolution in bfloat16: no layer may run into that."""
+    """oneDNN gives wrong gradients for a dilated depthwise convolution in bfloat16: no layer may be one."""
     model = UnifiedModel(DET, CLS)
     fold_batchnorm(model)
     images, gradients = torch.rand(8, 3, 256, 256).contiguous(memory_format=torch.channels_last), []
@@ -211,7 +211,7 @@ def test_a_placed_model_is_channels_last_and_predicts_the_same():
 def test_parameters_are_within_the_budget(model):
     parameters = count_parameters(model)
     assert parameters < 8_000_000, "the assignment's rule"
-    assert parameters < 4_500_000, "this model's own aim"
+    assert parameters < 5_000_000, "this model's own aim"
 
 
 def test_parameters_are_counted_right():
@@ -287,7 +287,7 @@ def test_load_weights_of_another_model_is_refused():
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_at_stride_2_a_convolution_pads_one_pixel_less_before_the_image_than_behind_it(kernel, groups):
     """As TensorFlow's "same": of the 1 (3 x 3) or 3 pixels (5 x 5) in all, 0 or 1 come before."""
-    conv = SameConv(4, 8, kernel, stride=2, groups=groups, dilation=1)
+    conv = SameConv(4, 8, kernel, stride=2, groups=groups)
     before = {3: 0, 5: 1}[kernel]
     images = torch.randn(2, 4, 12, 18)
     padded = F.pad(images, (before, before + 1, before, before + 1))
@@ -298,11 +298,11 @@ def test_at_stride_2_a_convolution_pads_one_pixel_less_before_the_image_than_beh
     assert conv.bias is None
 
 
-@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (5, 1), (3, 4)])
-def test_at_stride_1_a_convolution_pads_alike_on_all_sides(kernel, dilation):
-    conv = SameConv(4, 8, kernel, stride=1, groups=1, dilation=dilation)
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_at_stride_1_a_convolution_pads_alike_on_all_sides(kernel):
+    conv = SameConv(4, 8, kernel, stride=1, groups=1)
     images = torch.randn(2, 4, 12, 18)
-    expected = F.conv2d(images, conv.weight, padding="same", dilation=dilation)
+    expected = F.conv2d(images, conv.weight, padding="same")
     assert torch.allclose(conv(images), expected, atol=1e-5)
 
 

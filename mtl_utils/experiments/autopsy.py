@@ -137,6 +137,7 @@ def features_by_part(model: UnifiedModel, batch: Tensor, content: Tensor) -> dic
         "trunk": model.backbone.trunk,
         "pooling": model.backbone.pooling,
         "fusion": model.backbone.fusion,
+        "skip": model.backbone.skip,
         "head, layer 1": model.head[0],
         "head, layer 2": model.head[1],
     }

@@ -57,6 +57,7 @@ def model_parts(model: UnifiedModel) -> dict[str, nn.Module]:
         "Deep global features": backbone.trunk.global32,
         "Pyramid pooling": backbone.pooling,
         "Feature fusion": backbone.fusion,
+        "Skip connection": backbone.skip,
     }
     for number, layer in enumerate(model.head, start=1):
         parts[f"Head layer {number}"] = layer
@@ -92,7 +93,8 @@ def describe(part: nn.Module) -> str:
         bins = ", ".join(str(count) for count in part.BINS)
         return f"pooled to {bins} bins a side, conv 1×1"
     if isinstance(part, FeatureFusion):
-        return "sum of 3 branches"
+        between = len(part.mix32) + len(part.mix16)
+        return f"sum of 3 branches, {between} bottlenecks"
     if isinstance(part, nn.Conv2d):
         return f"conv {part.kernel_size[0]}×{part.kernel_size[1]}"
     if isinstance(part, Bottleneck):
@@ -148,13 +150,16 @@ HILLS = (
 LOW = Box(1.47, 3.6, 2.0, 1.25)
 MIDDLE = Box(1.47, 2.0, 2.0, 1.25)
 DEEP = Box(1.47, 0.4, 2.0, 1.25)
-POOLING = Box(3.86, 0.4, 1.58, 1.25)
-FUSION = Box(3.86, 2.0, 1.58, 2.85)
+FUSION = Box(3.86, 3.6, 1.58, 1.25)
+POOLING = Box(3.86, 2.0, 1.58, 1.25)
+SKIP = Box(3.86, 0.4, 1.58, 1.25)
 HEAD = [Box(5.99 + 1.65 * i, 3.6, 1.45, 1.25) for i in range(3)]  # the head's layers
 GRID = Box(5.85, 1.85, 5.03, 1.05)  # the output map
+GAP = 3.665  # between the two columns of the backbone
+SKIP_COLUMN = 5.7  # where the line from the skip connection rises to the head
 SKIP_LINE = 3.1  # height of the line that leads past the head's first layers
 READINGS = {task: Box(5.85 + 1.7 * i, 0.25, 1.63, 1.05) for i, task in enumerate(CHANNEL_ORDER)}  # below their channels
-CHAIN = (LOW, MIDDLE, DEEP, POOLING, FUSION, *HEAD)  # the boxes of `measure`'s layers
+LAYERS = (LOW, MIDDLE, DEEP, POOLING, FUSION, SKIP, *HEAD)  # the boxes of `measure`'s layers
 
 CAPTION = "C × H × W:\nchannels,\nheight, width\nof a block's\noutput"
 
@@ -196,7 +201,7 @@ def draw_backbone_and_head(axes: Axes) -> None:
 
 def draw_layers(axes: Axes, layers: list[Layer], size: int) -> None:
     """A block for each layer: name, what it is, output shape, parameters and, in the backbone, the stride."""
-    for box, layer in zip(CHAIN, layers, strict=True):
+    for box, layer in zip(LAYERS, layers, strict=True):
         letters = int(13.7 * box.width)  # that fit into a line
         lines = [layer.name]
         lines += textwrap.wrap(layer.kind, letters)
@@ -209,18 +214,28 @@ def draw_layers(axes: Axes, layers: list[Layer], size: int) -> None:
 
 def draw_connections(axes: Axes, layers: list[Layer]) -> None:
     """The way of the features through the layers."""
-    for start, end in pairwise((IMAGE, *CHAIN, GRID)):
-        link(axes, start, end)
+    for chain in ((IMAGE, LOW, MIDDLE, DEEP, SKIP), (LOW, FUSION), (POOLING, FUSION), (FUSION, *HEAD, GRID)):
+        for start, end in pairwise(chain):
+            link(axes, start, end)
+    bend(axes, DEEP, POOLING)
+    bend(axes, MIDDLE, FUSION)
     width = {layer.name: layer.shape[-1] for layer in layers}
     factor = width["Feature fusion"] // width["Pyramid pooling"]
-    write(axes, (4.55, 1.83), f"upsampled ×{factor}", align="right")
-    for box in (LOW, MIDDLE):  # the parts of the trunk that feature fusion adds directly
-        link(axes, box, FUSION)
-        _, y = box.at(0, 0.5)
-        write(axes, (3.65, y + 0.12), "skip")
+    write(axes, (4.74, 3.43), f"up ×{factor}", align="left")
+    from_deep = SKIP.at(1, 0.5)
+    into_head = HEAD[0].at(0, 0.5)
+    arrow(axes, from_deep, (SKIP_COLUMN, from_deep[1]), (SKIP_COLUMN, into_head[1]))
+    write(axes, (SKIP_COLUMN + 0.06, 1.5), f"up ×{factor}", align="left")
     into_last = HEAD[-1].at(0.2, 0)
-    arrow(axes, (FUSION.right, SKIP_LINE), (into_last[0], SKIP_LINE), into_last)
-    write(axes, (6.4, SKIP_LINE + 0.12), "skip")
+    arrow(axes, (SKIP_COLUMN, SKIP_LINE), (into_last[0], SKIP_LINE), into_last)
+    write(axes, (6.5, SKIP_LINE + 0.12), "skip")
+
+
+def bend(axes: Axes, start: Box, end: Box) -> None:
+    """An arrow from a box of the backbone's first column up to the box one row higher in the second."""
+    below = start.at(1, 0.75)
+    above = end.at(0, 0.25)
+    arrow(axes, below, (GAP, below[1]), (GAP, above[1]), above)
 
 
 def draw_outputs(axes: Axes, split: ChannelSplit, outputs: Outputs) -> None:

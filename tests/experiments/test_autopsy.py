@@ -60,7 +60,7 @@ def test_features_change_behind_the_part_that_changed_alone():
         after.head[1][1][0].weight *= 2  # a layer whose activation keeps the factor
         after.head[1][1][0].bias *= 2
     changes = autopsy.feature_changes(before, after, [photo(40, 64), photo(64, 30)], 64)
-    assert list(changes) == ["trunk", "pooling", "fusion", "head, layer 1", "head, layer 2"]
+    assert list(changes) == ["trunk", "pooling", "fusion", "skip", "head, layer 1", "head, layer 2"]
     assert [changes[part] for part in list(changes)[:4]] == [0, 0, 0, 0]
     assert changes["head, layer 2"] == pytest.approx(1, abs=1e-4)
 

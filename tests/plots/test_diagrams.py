@@ -65,9 +65,10 @@ def test_table_shapes_are_those_of_a_forward(model):
         grid = ContentGrid(whole_input(images), images.shape[-2:], deep.shape[-2:])
         pooled = model.backbone.pooling(deep, grid)
         maps = [low, middle, deep, pooled, model.backbone.fusion(low, middle, pooled)]
-        for layer in list(model.head)[:2]:
-            maps.append(layer(maps[-1]))
-        maps.append(model.head(maps[4]))
+        maps.append(model.backbone.skip(deep))
+        features = model.features(images, whole_input(images))
+        first, second, _ = model.head
+        maps += [first(features), second(first(features)), model.head(features)]
     assert [row[1] for row in layer_table(model, SIZE)[:-1]] == [" × ".join(map(str, x.shape[1:])) for x in maps]
 
 
@@ -76,7 +77,7 @@ def test_table_says_what_a_part_is():
     assert table["Learning to downsample"] == "conv 3×3, 5 bottlenecks"
     assert table["Deep global features"] == "5 bottlenecks, conv 1×1"
     assert table["Pyramid pooling"] == "pooled to 1, 2, 3, 6 bins a side, conv 1×1"
-    assert table["Feature fusion"] == "sum of 3 branches"
+    assert table["Feature fusion"] == "sum of 3 branches, 4 bottlenecks" and table["Skip connection"] == "conv 1×1, BatchNorm"
     assert table["Head layer 1"] == table["Head layer 2"] == "separable conv" and table["Head layer 3"] == "conv 1×1"
     assert table["Total"] == "trunk of EfficientNet-Lite0"
 
@@ -99,7 +100,7 @@ def test_architecture_shows_every_count_and_shape(model, size):
     assert f"{total[3]:,} parameters" in shown[0]
     det, seg, cls = model.head.split
     assert {f"5 + {det - 5}", str(seg), str(cls), f"{cls} class scores", f"{seg} × {size} × {size}"} <= set(shown)
-    assert shown.count("skip") == 3, "strides 8 and 16 into the fusion, and past the head's first layers"
+    assert shown.count("skip") == 1, "past the head's first layers"
     assert_legible(figure)
 
 
