@@ -59,9 +59,7 @@ class ConvNorm(nn.Sequential):
     (B, inp, H, W) to (B, out, H / stride, W / stride).
     """
 
-    def __init__(
-        self, inp: int, out: int, kernel: int, stride: int = 1, groups: int = 1, activation: bool = True
-    ):
+    def __init__(self, inp: int, out: int, kernel: int, stride: int = 1, groups: int = 1, activation: bool = True):
         conv = SameConv(inp, out, kernel, stride, groups)
         norm = nn.BatchNorm2d(out, eps=NORM_EPS)
         super().__init__(conv, norm, nn.ReLU6(inplace=True) if activation else nn.Identity())

@@ -34,7 +34,7 @@ class Settings:
     lr: dict[Task, float] = field(default_factory=lambda: {"seg": 1e-3, "det": 1e-3, "cls": 1e-3})
     trunk_lr_factor: float = 0.1  # ImageNet-trained layers learn at this fraction of lr, to keep what they learned
     freeze_trunk: bool = True  # the whole ImageNet-trained trunk is frozen: faster, and nothing in it is forgotten
-    # whether pyramid pooling and fusion are frozen while the task is learned, once an earlier task has trained them
+    # whether a frozen trunk is joined by pyramid pooling and fusion, once an earlier task has trained these
     freeze_neck: dict[Task, bool] = field(default_factory=lambda: {"seg": False, "det": False, "cls": True})
     scratch_lr_factor: float = 3.0  # without ImageNet weights all layers learn at this multiple of lr
     weight_decay: float = 0.01  # AdamW's decoupled decay

@@ -338,9 +338,10 @@ def replayed_with_logits(settings: Settings) -> int:
 
 
 def freeze_layers(model: UnifiedModel, settings: Settings, task: Task) -> None:
-    """Freeze a trunk with ImageNet weights, and where a task asks for it what lies between trunk and head."""
-    if settings.freeze_trunk and model.has_imagenet_trunk:
-        model.backbone.trunk.requires_grad_(False)
+    """Freeze a trunk with ImageNet weights, and with it pooling and fusion where a task's stage asks for it."""
+    if not (settings.freeze_trunk and model.has_imagenet_trunk):
+        return
+    model.backbone.trunk.requires_grad_(False)
     trained = bool(settings.earlier(task)) and not settings.joint  # by an earlier stage
     if settings.freeze_neck[task] and trained:
         model.backbone.pooling.requires_grad_(False)

@@ -5,7 +5,7 @@ from itertools import product
 from typing import Any
 
 from mtl_utils.settings import Settings
-from mtl_utils.tasks import Task
+from mtl_utils.tasks import TASKS, Task
 
 
 @dataclass(frozen=True)
@@ -16,20 +16,12 @@ class Plan:
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
-NECK_LEARNS: dict[Task, bool] = {"seg": False, "det": False, "cls": False}
-
 REPLAY = Plan("replay")  # the default, and the run whose stage 1 the others share
 NO_REPLAY = Plan("no-replay", {"replay_per_task": 0})
 # plain fine-tuning, the lower bound; the trunk is folded in every run, since its statistics are ImageNet's
 NAIVE = Plan(
     "naive",
-    {
-        "replay_per_task": 0,
-        "freeze_trunk": False,
-        "freeze_neck": NECK_LEARNS,
-        "fold_batchnorm": False,
-        "copy_shared_classes": False,
-    },
+    {"replay_per_task": 0, "freeze_trunk": False, "fold_batchnorm": False, "copy_shared_classes": False},
 )
 # all tasks at once: the upper bound
 JOINT = Plan("joint", {"joint": True})
@@ -41,8 +33,8 @@ SINGLE_TASK: dict[Task, Plan] = {"seg": REPLAY, "det": SINGLE_DET, "cls": SINGLE
 
 # the default without one part of its recipe
 ABLATIONS = [
-    Plan("no-frozen-trunk", {"freeze_trunk": False}),
-    Plan("no-frozen-neck", {"freeze_neck": NECK_LEARNS}),
+    Plan("no-freezing", {"freeze_trunk": False}),
+    Plan("no-frozen-neck", {"freeze_neck": dict.fromkeys(TASKS, False)}),
     Plan("no-folding", {"fold_batchnorm": False}),
     Plan("no-copied-classes", {"copy_shared_classes": False}),
     Plan("no-boxes-from-masks", {"boxes_from_masks": False}),

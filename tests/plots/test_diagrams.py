@@ -77,7 +77,10 @@ def test_table_says_what_a_part_is():
     assert table["Learning to downsample"] == "conv 3×3, 5 bottlenecks"
     assert table["Deep global features"] == "5 bottlenecks, conv 1×1"
     assert table["Pyramid pooling"] == "pooled to 1, 2, 3, 6 bins a side, conv 1×1"
-    assert table["Feature fusion"] == "sum of 3 branches, 4 bottlenecks" and table["Skip connection"] == "conv 1×1, BatchNorm"
+    assert (
+        table["Feature fusion"] == "sum of 3 branches, 4 bottlenecks"
+        and table["Skip connection"] == "conv 1×1, BatchNorm"
+    )
     assert table["Head layer 1"] == table["Head layer 2"] == "separable conv" and table["Head layer 3"] == "conv 1×1"
     assert table["Total"] == "trunk of EfficientNet-Lite0"
 
