@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that plain `p
 from helpers import SETTINGS
 
 from mtl_utils import environment, layout
-from mtl_utils.files import PROJECT
+from mtl_utils.files import PROJECT, STOP_SIGNALS
 from mtl_utils.prepare.root import Root
 from mtl_utils.run import Run
 from mtl_utils.stages import run_stage
@@ -33,6 +34,14 @@ def fixed_seed():
     """Every test starts from the same random state, whichever tests run before it."""
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_of_a_terminal():
+    """The tests' processes obey signals even below `nohup` or a job in the background, which ignore some."""
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture
