@@ -132,6 +132,20 @@ def layer_table(model: UnifiedModel, size: int = 512) -> list[tuple[str, str, st
     return [*rows, total]
 
 
+def learning_table(model: UnifiedModel) -> list[tuple[str, int, int]]:
+    """Rows (module, parameters, those of them that are not frozen); the last one is the total."""
+    rows = []
+    for name, part in model_parts(model).items():
+        rows.append((name, count_parameters(part), count_learning(part)))
+    total = ("Total", count_parameters(model), count_learning(model))
+    return [*rows, total]
+
+
+def count_learning(module: nn.Module) -> int:
+    """Number of parameters that are not frozen."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
 # ---- the network, drawn
 
 HEAD_COLOUR = "#FFF0BF"

@@ -90,6 +90,20 @@ def test_the_replayed_batches_are_there_only_with_replay(monkeypatch):
     assert seen[0] == {"det": 0, "seg": "old"}
 
 
+def test_the_time_of_a_task_is_the_median_over_five_steps(monkeypatch):
+    """The first step is slow, and no more batches are loaded than are timed."""
+    loaded, seconds = [], iter([9.0, 8.0, 1.0, 0.4, 2.0, 0.5, 3.0, 0.6, 4.0, 0.7])
+    trainer = SimpleNamespace(
+        earlier=["seg"],
+        task="det",
+        loader=lambda: (loaded.append(number) for number in range(60)),
+        replay=lambda: {"seg": "old"},
+    )
+    monkeypatch.setattr(autopsy, "timed", lambda function: next(seconds))
+    assert autopsy.seconds_by_task(trainer) == {"seg": 3.0, "det": 0.6}
+    assert len(loaded) == 5
+
+
 @pytest.mark.slow
 def test_the_steps_start_from_stage_1_and_leave_the_run_as_it_is(tiny_root, tmp_path, monkeypatch):
     monkeypatch.setenv(weights.VARIABLE, weights.NOTHING)

@@ -8,7 +8,7 @@ import torch
 from matplotlib.patches import FancyBboxPatch
 
 from mtl_utils.model import ContentGrid, UnifiedModel, count_parameters, fold_batchnorm, whole_input
-from mtl_utils.plots.diagrams import architecture, layer_table, training_flow
+from mtl_utils.plots.diagrams import architecture, layer_table, learning_table, training_flow
 from mtl_utils.plots.style import use_style
 from mtl_utils.run import Run
 from mtl_utils.settings import PROFILES, Settings, get_settings
@@ -56,6 +56,20 @@ def test_table_adds_up_to_the_model(model):
     *rows, total = layer_table(model, SIZE)
     assert total[0] == "Total"
     assert sum(row[3] for row in rows) == total[3] == count_parameters(model)
+
+
+def test_the_table_of_what_learns_has_a_number_for_each_part_and_follows_freezing():
+    model = UnifiedModel(3, 4)
+    everything = learning_table(model)
+    assert [row[:2] for row in everything] == [(name, count) for name, _, _, count in layer_table(model, SIZE)]
+    assert all(count == learning for _, count, learning in everything)
+    model.backbone.trunk.requires_grad_(False)
+    model.backbone.fusion.requires_grad_(False)
+    *rows, total = learning_table(model)
+    frozen = {name for name, _, learning in rows if learning == 0}
+    assert frozen == {"Learning to downsample", "Global features", "Deep global features", "Feature fusion"}
+    kept = [count for name, count, _ in rows if name not in frozen]
+    assert total == ("Total", count_parameters(model), sum(kept))
 
 
 def test_table_shapes_are_those_of_a_forward(model):
