@@ -138,6 +138,7 @@ SKIP_CHANNELS = 64  # of the trunk's deepest features that go past fusion; more 
 INPUT_CHANNELS = FUSE_CHANNELS + SKIP_CHANNELS  # of the head's input
 HEAD_CHANNELS = 128  # of the head's two inner layers
 HEAD_KERNEL = 5
+CLASS_GAIN = 8.0  # factor of the features that class_skip reads: AdamW's equal steps then move its logits faster
 MIX32 = (Row(2, POOL_CHANNELS, 5, 2, 1),)  # in feature fusion, at stride 32
 MIX16 = (Row(1, FUSE_CHANNELS, 5, 2, 1),)  # and at stride 16
 
@@ -321,10 +322,10 @@ class Trunk(nn.Module):
 
 
 class FastSCNN(nn.Module):
-    """(B, 3, H, W) normalised images with contents (B, 4) to (B, INPUT_CHANNELS, h, w) features for the head.
+    """(B, 3, H, W) normalised images with contents (B, 4) to features for the head and the trunk's deepest features.
 
-    The last SKIP_CHANNELS are linear in the trunk's deepest features, which separate ImageNet's classes: a skip
-    connection past the layers that learn masks and boxes.
+    (B, INPUT_CHANNELS, h, w), of which the last SKIP_CHANNELS are linear in the deepest features: a skip connection
+    past pooling and fusion; and (B, DEEP_CHANNELS, h / 4, w / 4).
     """
 
     def __init__(self) -> None:
@@ -334,7 +335,7 @@ class FastSCNN(nn.Module):
         self.fusion = FeatureFusion(self.trunk.low_channels, self.trunk.middle_channels, POOL_CHANNELS, FUSE_CHANNELS)
         self.skip = ConvNorm(self.trunk.deep_channels, SKIP_CHANNELS, 1, activation=False)
 
-    def forward(self, x: Tensor, content: Tensor) -> Tensor:
+    def forward(self, x: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
         low, middle, deep = self.trunk(x)
         input_size = x.shape[-2:]
         map_size = deep.shape[-2:]
@@ -342,7 +343,7 @@ class FastSCNN(nn.Module):
         context = self.pooling(deep, grid)
         fused = self.fusion(low, middle, context)  # (B, FUSE_CHANNELS, h, w)
         skipped = resize(self.skip(deep), fused.shape[-2:])  # (B, SKIP_CHANNELS, h, w)
-        return torch.cat([fused, skipped], dim=1)
+        return torch.cat([fused, skipped], dim=1), deep
 
 
 ChannelSplit = tuple[int, int, int]  # channels of each task in a map, in CHANNEL_ORDER
@@ -405,27 +406,44 @@ class UnifiedModel(nn.Module):
         self.has_imagenet_trunk = False  # whether the trunk holds ImageNet weights; it then learns more slowly
         self.backbone = FastSCNN()
         self.head = UnifiedHead(INPUT_CHANNELS, HEAD_CHANNELS, num_det, len(VOC_CLASSES), num_cls)
+        # the class channels read the trunk's deepest features as well; it starts at 0, without random numbers
+        self.class_skip = nn.Conv2d(DEEP_CHANNELS, num_cls, 1, bias=False)
+        nn.init.zeros_(self.class_skip.weight)
 
     def forward(self, images: Tensor, content: Tensor | None = None) -> Outputs:
         if content is None:
             content = whole_input(images)
-        return self.outputs(self.head_features(images, content), content)
+        features, deep = self.features(images, content)
+        hidden = self.head.head_features(features)
+        return self.outputs(hidden, deep, content)
 
-    def features(self, images: Tensor, content: Tensor) -> Tensor:
-        """The head's input, (B, INPUT_CHANNELS, h, w)."""
+    def features(self, images: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head reads, (B, INPUT_CHANNELS, h, w), and what class_skip does, (B, DEEP_CHANNELS, h / 4, w / 4)."""
         height, width = images.shape[-2:]
         assert height % MAX_STRIDE == 0 and width % MAX_STRIDE == 0, "height and width must be multiples of 32"
-        features: Tensor = self.backbone((images - MEAN) / STD, content)
+        features: tuple[Tensor, Tensor] = self.backbone((images - MEAN) / STD, content)
         return features
 
     def head_features(self, images: Tensor, content: Tensor) -> Tensor:
         """The input of the head's last layer, (B, INPUT_CHANNELS + HEAD_CHANNELS, h, w)."""
-        return self.head.head_features(self.features(images, content))
+        features, _ = self.features(images, content)
+        return self.head.head_features(features)
 
-    def outputs(self, hidden: Tensor, content: Tensor) -> Outputs:
-        """Outputs from the head's features (B, INPUT_CHANNELS + HEAD_CHANNELS, h, w), by the last layer."""
+    def head_map(self, hidden: Tensor, deep: Tensor) -> Tensor:
+        """The output map (B, 5 + C_det + 21 + C_cls, h, w), float32, of the last layer's input and the trunk's features.
+
+        The class channels are the sum of two linear readings: of the head's features, which learn masks and boxes, and
+        of the frozen trunk's, which tell ImageNet's classes apart and are the same in every stage.
+        """
         grid = self.head.last(hidden).float()  # losses need float32 under autocast too
-        channels = split_channels(grid, self.head.split)
+        of_trunk = self.class_skip(CLASS_GAIN * deep).float()  # (B, C_cls, h / 4, w / 4)
+        of_trunk = resize(of_trunk, grid.shape[-2:])  # (B, C_cls, h, w)
+        det, seg, cls = torch.split(grid, list(self.head.split), dim=1)
+        return torch.cat([det, seg, cls + of_trunk], dim=1)
+
+    def outputs(self, hidden: Tensor, deep: Tensor, content: Tensor) -> Outputs:
+        """Outputs from the input of the head's last layer and the deepest features, as `features` gives them."""
+        channels = split_channels(self.head_map(hidden, deep), self.head.split)
         classification = mean_over_content(channels["cls"], content)
         return Outputs(channels["det"], channels["seg"], classification)
 

@@ -25,7 +25,7 @@ class Settings:
 
     # optimisation
     epochs: dict[Task, int] = field(
-        default_factory=lambda: {"seg": 30, "det": 60, "cls": 20}
+        default_factory=lambda: {"seg": 30, "det": 60, "cls": 10}
     )  # passes over the task's own images
     batch_size: dict[Task, int] = field(
         default_factory=lambda: {"seg": 8, "det": 4, "cls": 16}
@@ -111,7 +111,7 @@ PROFILES = {
         profile="quick",
         train_size={"seg": 256, "det": 256, "cls": 224},
         eval_size=320,
-        epochs={"seg": 25, "det": 25, "cls": 20},
+        epochs={"seg": 25, "det": 25, "cls": 10},
     ),
     "full": Settings(),
 }

@@ -220,8 +220,9 @@ class Trainer:
         """
         batch = to_device(batch, self.device)
         with mixed_precision(self.device):
-            features = self.model.head_features(batch.images, batch.content)  # (B, input + head, h, w)
-            outputs = self.model.outputs(features, batch.content)
+            features, deep = self.model.features(batch.images, batch.content)
+            hidden = self.model.head.head_features(features)  # (B, input + head, h, w)
+            outputs = self.model.outputs(hidden, deep, batch.content)
 
         weight = 1.0 if task == self.task else self.settings.replay_weight
         terms = {task: weight * self.losses[task](outputs, batch.targets)}
@@ -229,7 +230,7 @@ class Trainer:
             # a stored mask's target also holds boxes around its objects: the same forward teaches both tasks
             terms[BOXES_FROM_MASKS] = weight * self.losses["det"](outputs, batch.targets)
         with mixed_precision(self.device):
-            extra = sum((r.batch_loss(self, task, batch, features) for r in self.remedies), start=0.0)
+            extra = sum((r.batch_loss(self, task, batch, hidden) for r in self.remedies), start=0.0)
         if isinstance(extra, Tensor):
             terms[REMEDIES] = extra
         return terms
@@ -367,7 +368,8 @@ def parameter_groups(model: UnifiedModel, trunk_lr: float, lr: float) -> list[di
     """
     # a frozen layer never has a gradient, so an optimiser has no use for it
     trunk = [parameter for parameter in model.backbone.trunk.parameters() if parameter.requires_grad]
-    new_layers = nn.ModuleList([model.backbone.pooling, model.backbone.fusion, model.backbone.skip, model.head])
+    backbone = model.backbone
+    new_layers = nn.ModuleList([backbone.pooling, backbone.fusion, backbone.skip, model.head, model.class_skip])
     new = [parameter for parameter in new_layers.parameters() if parameter.requires_grad]
     return [{"params": trunk, "lr": trunk_lr}, {"params": new, "lr": lr}]
 

@@ -39,6 +39,9 @@ Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]  # of torch: modu
 # ---- the network, measured
 
 
+CLASS_SKIP = "Class skip"  # the part that no block stands for
+
+
 class Layer(NamedTuple):
     """A part of the network as table and diagram show it."""
 
@@ -58,6 +61,7 @@ def model_parts(model: UnifiedModel) -> dict[str, nn.Module]:
         "Pyramid pooling": backbone.pooling,
         "Feature fusion": backbone.fusion,
         "Skip connection": backbone.skip,
+        CLASS_SKIP: model.class_skip,
     }
     for number, layer in enumerate(model.head, start=1):
         parts[f"Head layer {number}"] = layer
@@ -170,7 +174,9 @@ SKIP = Box(3.86, 0.4, 1.58, 1.25)
 HEAD = [Box(5.99 + 1.65 * i, 3.6, 1.45, 1.25) for i in range(3)]  # the head's layers
 GRID = Box(5.85, 1.85, 5.03, 1.05)  # the output map
 GAP = 3.665  # between the two columns of the backbone
-SKIP_COLUMN = 5.7  # where the line from the skip connection rises to the head
+SKIP_COLUMN = 5.6  # where the line from the skip connection rises to the head
+CLASS_LINE = 0.32  # height of the line from the deepest features to the class channels
+CLASS_COLUMN = 5.74  # and where it rises
 SKIP_LINE = 3.1  # height of the line that leads past the head's first layers
 READINGS = {task: Box(5.85 + 1.7 * i, 0.25, 1.63, 1.05) for i, task in enumerate(CHANNEL_ORDER)}  # below their channels
 LAYERS = (LOW, MIDDLE, DEEP, POOLING, FUSION, SKIP, *HEAD)  # the boxes of `measure`'s layers
@@ -215,7 +221,8 @@ def draw_backbone_and_head(axes: Axes) -> None:
 
 def draw_layers(axes: Axes, layers: list[Layer], size: int) -> None:
     """A block for each layer: name, what it is, output shape, parameters and, in the backbone, the stride."""
-    for box, layer in zip(LAYERS, layers, strict=True):
+    blocks = [layer for layer in layers if layer.name != CLASS_SKIP]
+    for box, layer in zip(LAYERS, blocks, strict=True):
         letters = int(13.7 * box.width)  # that fit into a line
         lines = [layer.name]
         lines += textwrap.wrap(layer.kind, letters)
@@ -239,10 +246,22 @@ def draw_connections(axes: Axes, layers: list[Layer]) -> None:
     from_deep = SKIP.at(1, 0.5)
     into_head = HEAD[0].at(0, 0.5)
     arrow(axes, from_deep, (SKIP_COLUMN, from_deep[1]), (SKIP_COLUMN, into_head[1]))
-    write(axes, (SKIP_COLUMN + 0.06, 1.5), f"up ×{factor}", align="left")
+    draw_class_skip(axes, {layer.name: layer for layer in layers}[CLASS_SKIP])
     into_last = HEAD[-1].at(0.2, 0)
     arrow(axes, (SKIP_COLUMN, SKIP_LINE), (into_last[0], SKIP_LINE), into_last)
     write(axes, (6.5, SKIP_LINE + 0.12), "skip")
+
+
+def draw_class_skip(axes: Axes, layer: Layer) -> None:
+    """The line from the trunk's deepest features to the class channels of the map, and what happens on it."""
+    x, y = DEEP.at(0.5, 0)
+    into_map = GRID.at(0, 0.3)
+    corners = [(x, CLASS_LINE), (CLASS_COLUMN, CLASS_LINE), (CLASS_COLUMN, into_map[1])]
+    arrow(axes, (x, y), *corners, into_map)
+    text = (
+        f"{layer.name}, to the class channels alone: {layer.kind}, {dims(layer.shape)}, {layer.parameters:,} parameters"
+    )
+    write(axes, (1.47, 0.12), text, align="left")
 
 
 def bend(axes: Axes, start: Box, end: Box) -> None:

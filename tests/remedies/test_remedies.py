@@ -273,8 +273,9 @@ def test_the_teacher_is_told_where_the_pictures_are():
 
 def test_the_logits_that_are_distilled_are_those_that_the_tasks_read():
     model, contents = folded(), torch.tensor([[0.0, 0, 64, 64], [8, 0, 40, 60]])
-    hidden = model.head_features(torch.rand(2, 3, 64, 64), contents)
-    outputs, grid = model.outputs(hidden, contents), model.head.last(hidden)
+    features, deep = model.features(torch.rand(2, 3, 64, 64), contents)
+    hidden = model.head.head_features(features)
+    outputs, grid = model.outputs(hidden, deep, contents), model.head.last(hidden)
     for task, expected in (("det", outputs.detection), ("seg", outputs.segmentation), ("cls", outputs.classification)):
         assert torch.equal(distillation.task_logits(grid, model.head.split, task, contents), expected)
 
