@@ -418,7 +418,7 @@ class UnifiedModel(nn.Module):
         return self.outputs(hidden, deep, content)
 
     def features(self, images: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
-        """What the head reads, (B, INPUT_CHANNELS, h, w), and what class_skip does, (B, DEEP_CHANNELS, h / 4, w / 4)."""
+        """What head and class_skip read: (B, INPUT_CHANNELS, h, w) and (B, DEEP_CHANNELS, h / 4, w / 4)."""
         height, width = images.shape[-2:]
         assert height % MAX_STRIDE == 0 and width % MAX_STRIDE == 0, "height and width must be multiples of 32"
         features: tuple[Tensor, Tensor] = self.backbone((images - MEAN) / STD, content)
@@ -430,7 +430,7 @@ class UnifiedModel(nn.Module):
         return self.head.head_features(features)
 
     def head_map(self, hidden: Tensor, deep: Tensor) -> Tensor:
-        """The output map (B, 5 + C_det + 21 + C_cls, h, w), float32, of the last layer's input and the trunk's features.
+        """The output map, (B, 5 + C_det + 21 + C_cls, h, w) float32, of the last layer's input and the trunk's features.
 
         The class channels are the sum of two linear readings: of the head's features, which learn masks and boxes, and
         of the frozen trunk's, which tell ImageNet's classes apart and are the same in every stage.
