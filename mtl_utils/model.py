@@ -430,7 +430,7 @@ class UnifiedModel(nn.Module):
         return self.head.head_features(features)
 
     def head_map(self, hidden: Tensor, deep: Tensor) -> Tensor:
-        """The output map, (B, 5 + C_det + 21 + C_cls, h, w) float32, of the last layer's input and the trunk's features.
+        """The output map, (B, 5 + C_det + 21 + C_cls, h, w) float32, of what head.last and class_skip read.
 
         The class channels are the sum of two linear readings: of the head's features, which learn masks and boxes, and
         of the frozen trunk's, which tell ImageNet's classes apart and are the same in every stage.
