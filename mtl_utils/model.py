@@ -59,7 +59,15 @@ class ConvNorm(nn.Sequential):
     (B, inp, H, W) to (B, out, H / stride, W / stride).
     """
 
-    def __init__(self, inp: int, out: int, kernel: int, stride: int = 1, groups: int = 1, activation: bool = True):
+    def __init__(
+        self,
+        inp: int,
+        out: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        activation: bool = True,
+    ):
         conv = SameConv(inp, out, kernel, stride, groups)
         norm = nn.BatchNorm2d(out, eps=NORM_EPS)
         super().__init__(conv, norm, nn.ReLU6(inplace=True) if activation else nn.Identity())
@@ -265,7 +273,8 @@ class PyramidPooling(nn.Module):
         super().__init__()
         width = out // (2 * len(self.BINS))  # half the paper's: from 1,280 channels the branches are most of the module
         self.branches = nn.ModuleList(ConvNorm(inp, width, 1) for _ in self.BINS)
-        self.project = ConvNorm(inp + width * len(self.BINS), out, 1)
+        context = width * len(self.BINS)
+        self.project = ConvNorm(inp + context, out, 1)
 
     def forward(self, x: Tensor, grid: ContentGrid) -> Tensor:
         context = [x]
@@ -294,9 +303,12 @@ class FeatureFusion(nn.Module):
 
     def forward(self, low: Tensor, middle: Tensor, deep: Tensor) -> Tensor:
         at32 = self.deep(self.mix32(deep))  # (B, out, h / 4, w / 4)
-        at16 = F.relu(self.middle(middle) + resize(at32, middle.shape[-2:]))  # (B, out, h / 2, w / 2)
-        at16 = self.mix16(at16)
-        return F.relu(self.low(low) + resize(at16, low.shape[-2:]))  # (B, out, h, w)
+        at16 = self.middle(middle)  # (B, out, h / 2, w / 2)
+        at16 = at16 + resize(at32, at16.shape[-2:])
+        at16 = self.mix16(F.relu(at16))
+        at8 = self.low(low)  # (B, out, h, w)
+        at8 = at8 + resize(at16, at8.shape[-2:])
+        return F.relu(at8)
 
 
 class Trunk(nn.Module):
@@ -331,9 +343,12 @@ class FastSCNN(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.trunk = Trunk()
-        self.pooling = PyramidPooling(self.trunk.deep_channels, POOL_CHANNELS)
-        self.fusion = FeatureFusion(self.trunk.low_channels, self.trunk.middle_channels, POOL_CHANNELS, FUSE_CHANNELS)
-        self.skip = ConvNorm(self.trunk.deep_channels, SKIP_CHANNELS, 1, activation=False)
+        low = self.trunk.low_channels
+        middle = self.trunk.middle_channels
+        deep = self.trunk.deep_channels
+        self.pooling = PyramidPooling(deep, POOL_CHANNELS)
+        self.fusion = FeatureFusion(low, middle, POOL_CHANNELS, FUSE_CHANNELS)
+        self.skip = ConvNorm(deep, SKIP_CHANNELS, 1, activation=False)
 
     def forward(self, x: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
         low, middle, deep = self.trunk(x)
@@ -342,7 +357,8 @@ class FastSCNN(nn.Module):
         grid = ContentGrid(content, input_size, map_size)
         context = self.pooling(deep, grid)
         fused = self.fusion(low, middle, context)  # (B, FUSE_CHANNELS, h, w)
-        skipped = resize(self.skip(deep), fused.shape[-2:])  # (B, SKIP_CHANNELS, h, w)
+        skipped = self.skip(deep)
+        skipped = resize(skipped, fused.shape[-2:])  # (B, SKIP_CHANNELS, h, w)
         return torch.cat([fused, skipped], dim=1), deep
 
 
@@ -358,8 +374,11 @@ class UnifiedHead(nn.Sequential):
 
     def __init__(self, inp: int, width: int, num_det: int, num_seg: int, num_cls: int):
         split = (FIRST_CLASS + num_det, num_seg, num_cls)
-        last = nn.Conv2d(inp + width, sum(split), 1)
-        super().__init__(Separable(inp, width, HEAD_KERNEL), Separable(width, width, HEAD_KERNEL), last)
+        channels = sum(split)
+        last = nn.Conv2d(inp + width, channels, 1)
+        first = Separable(inp, width, HEAD_KERNEL)
+        second = Separable(width, width, HEAD_KERNEL)
+        super().__init__(first, second, last)
         self.split: ChannelSplit = split
         assert last.bias is not None
         nn.init.normal_(last.weight, std=OUTPUT_STD)
@@ -420,9 +439,11 @@ class UnifiedModel(nn.Module):
     def features(self, images: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
         """What head and class_skip read: (B, INPUT_CHANNELS, h, w) and (B, DEEP_CHANNELS, h / 4, w / 4)."""
         height, width = images.shape[-2:]
-        assert height % MAX_STRIDE == 0 and width % MAX_STRIDE == 0, "height and width must be multiples of 32"
-        features: tuple[Tensor, Tensor] = self.backbone((images - MEAN) / STD, content)
-        return features
+        for side in (height, width):
+            assert side % MAX_STRIDE == 0, "height and width must be multiples of 32"
+        normalised = (images - MEAN) / STD
+        features, deep = self.backbone(normalised, content)
+        return features, deep
 
     def head_features(self, images: Tensor, content: Tensor) -> Tensor:
         """The input of the head's last layer, (B, INPUT_CHANNELS + HEAD_CHANNELS, h, w)."""
@@ -436,14 +457,18 @@ class UnifiedModel(nn.Module):
         of the frozen trunk's, which tell ImageNet's classes apart and are the same in every stage.
         """
         grid = self.head.last(hidden).float()  # losses need float32 under autocast too
-        of_trunk = self.class_skip(CLASS_GAIN * deep).float()  # (B, C_cls, h / 4, w / 4)
-        of_trunk = resize(of_trunk, grid.shape[-2:])  # (B, C_cls, h, w)
-        det, seg, cls = torch.split(grid, list(self.head.split), dim=1)
-        return torch.cat([det, seg, cls + of_trunk], dim=1)
+        of_trunk = self.class_skip(CLASS_GAIN * deep)  # (B, C_cls, h / 4, w / 4)
+        size = grid.shape[-2:]
+        of_trunk = resize(of_trunk.float(), size)  # (B, C_cls, h, w)
+        parts = list(self.head.split)
+        det, seg, cls = torch.split(grid, parts, dim=1)
+        cls = cls + of_trunk
+        return torch.cat([det, seg, cls], dim=1)
 
     def outputs(self, hidden: Tensor, deep: Tensor, content: Tensor) -> Outputs:
         """Outputs from the input of the head's last layer and the deepest features, as `features` gives them."""
-        channels = split_channels(self.head_map(hidden, deep), self.head.split)
+        grid = self.head_map(hidden, deep)
+        channels = split_channels(grid, self.head.split)
         classification = mean_over_content(channels["cls"], content)
         return Outputs(channels["det"], channels["seg"], classification)
 
