@@ -22,6 +22,7 @@ from mtl_utils.model import Outputs, resize
 from mtl_utils.tasks import IGNORE, VOC_CLASSES
 
 BOX_WEIGHT = 5.0  # of the box loss beside confidence and class, as in YOLO-style detectors with IoU losses
+MIN_ERROR = 1e-4  # of a pixel in the Lovász extension; all below it together change the loss by less than this
 SMOOTHING = 0.1  # label smoothing of classification (Szegedy et al. 2016, section 7)
 
 
@@ -87,12 +88,13 @@ def lovasz_extension(is_class: Tensor, probability: Tensor) -> Tensor:
     Were the k pixels with the largest errors wrong and all others right, the IoU would be
     (true - missed) / (true + added). How much 1 - IoU grows from k - 1 to k is the weight of the k-th error.
     """
-    errors = (is_class - probability).abs()
-    errors, order = errors.sort(descending=True)
-    is_class = is_class[order]
-    missed = is_class.cumsum(0)  # (N,): true pixels among the first k
-    added = (1 - is_class).cumsum(0)  # (N,): false ones
     true = is_class.sum()
+    errors = (is_class - probability).abs()
+    large = errors > MIN_ERROR  # (N,): the others come last, add next to nothing and would take long to sort
+    errors, order = errors[large].sort(descending=True)  # (K,)
+    is_class = is_class[large][order]
+    missed = is_class.cumsum(0)  # (K,): true pixels among the first k
+    added = (1 - is_class).cumsum(0)  # (K,): false ones
     jaccard_loss = 1 - (true - missed) / (true + added)
     nothing_wrong = jaccard_loss.new_zeros(1)
     weights = jaccard_loss.diff(prepend=nothing_wrong)

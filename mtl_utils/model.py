@@ -40,11 +40,11 @@ class SameConv(nn.Conv2d):
     (B, inp, H, W) to (B, out, H / stride, W / stride). ImageNet's weights were trained with this padding.
     """
 
-    def __init__(self, inp: int, out: int, kernel: int, stride: int, groups: int, dilation: int):
-        padding = kernel // 2 * dilation  # keeps the size at stride 1
+    def __init__(self, inp: int, out: int, kernel: int, stride: int, groups: int):
+        padding = kernel // 2  # keeps the size at stride 1
         if stride == 2:
             padding += 1  # one more on all sides; forward drops what it adds before the image
-        super().__init__(inp, out, kernel, stride, padding, dilation, groups, bias=False)  # BatchNorm has the bias
+        super().__init__(inp, out, kernel, stride, padding, groups=groups, bias=False)  # BatchNorm has the bias
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
@@ -66,10 +66,9 @@ class ConvNorm(nn.Sequential):
         kernel: int,
         stride: int = 1,
         groups: int = 1,
-        dilation: int = 1,
         activation: bool = True,
     ):
-        conv = SameConv(inp, out, kernel, stride, groups, dilation)
+        conv = SameConv(inp, out, kernel, stride, groups)
         norm = nn.BatchNorm2d(out, eps=NORM_EPS)
         super().__init__(conv, norm, nn.ReLU6(inplace=True) if activation else nn.Identity())
 
@@ -106,16 +105,16 @@ class Bottleneck(nn.Module):
 
 
 class Separable(nn.Sequential):
-    """Depthwise 3 x 3 then pointwise 1 x 1 convolution, no activation between (Fast-SCNN, 3.2.1: DSConv)."""
+    """Depthwise then pointwise 1 x 1 convolution, no activation between (Fast-SCNN, 3.2.1: DSConv)."""
 
-    def __init__(self, inp: int, out: int):
-        depthwise = ConvNorm(inp, inp, 3, groups=inp, activation=False)
+    def __init__(self, inp: int, out: int, kernel: int):
+        depthwise = ConvNorm(inp, inp, kernel, groups=inp, activation=False)
         pointwise = ConvNorm(inp, out, 1)
         super().__init__(depthwise, pointwise)
 
 
 class Row(NamedTuple):
-    """A row of the trunk's table: bottlenecks in a chain, alike but for the stride of the first."""
+    """Bottlenecks in a chain, alike but for the stride of the first: a row of the tables below."""
 
     expansion: int  # factor by which a bottleneck's middle is wider than its input
     channels: int  # of every bottleneck's output
@@ -142,8 +141,14 @@ GLOBAL32 = (  # at stride 32
 DEEP_CHANNELS = 1280  # of the 1 x 1 convolution behind the rows
 # the layers that no ImageNet weights exist for
 POOL_CHANNELS = 256  # of the pyramid pooling module
-FUSE_CHANNELS = 256  # of feature fusion, the head's input
+FUSE_CHANNELS = 256  # of feature fusion
+SKIP_CHANNELS = 64  # of the trunk's deepest features that go past fusion; more than the head's 46 outputs can use
+INPUT_CHANNELS = FUSE_CHANNELS + SKIP_CHANNELS  # of the head's input
 HEAD_CHANNELS = 128  # of the head's two inner layers
+HEAD_KERNEL = 5
+CLASS_GAIN = 8.0  # factor of the features that class_skip reads: AdamW's equal steps then move its logits faster
+MIX32 = (Row(2, POOL_CHANNELS, 5, 2, 1),)  # in feature fusion, at stride 32
+MIX16 = (Row(1, FUSE_CHANNELS, 5, 2, 1),)  # and at stride 16
 
 
 def build_rows(inp: int, rows: tuple[Row, ...]) -> tuple[nn.Sequential, int]:
@@ -266,41 +271,44 @@ class PyramidPooling(nn.Module):
 
     def __init__(self, inp: int, out: int):
         super().__init__()
-        width = out // len(self.BINS)
+        width = out // (2 * len(self.BINS))  # half the paper's: from 1,280 channels the branches are most of the module
         self.branches = nn.ModuleList(ConvNorm(inp, width, 1) for _ in self.BINS)
-        self.project = ConvNorm(inp + out, out, 1)
+        context = width * len(self.BINS)
+        self.project = ConvNorm(inp + context, out, 1)
 
     def forward(self, x: Tensor, grid: ContentGrid) -> Tensor:
         context = [x]
         for bins, branch in zip(self.BINS, self.branches, strict=True):
-            pooled = branch(grid.pool(x, bins))  # (B, out / 4, bins, bins)
+            pooled = branch(grid.pool(x, bins))  # (B, out / 8, bins, bins)
             context.append(grid.spread(pooled))
         y: Tensor = self.project(torch.cat(context, dim=1))
         return y
 
 
 class FeatureFusion(nn.Module):
-    """Sum of the detailed and the upsampled deep features at stride 8 (Fast-SCNN, section 3.2.3, table 3).
+    """Sum of detailed and upsampled deep features at stride 8 (Fast-SCNN, section 3.2.3, table 3).
 
-    Beyond the paper, the features at stride 16 take part in the sum.
+    Beyond the paper, the sum goes from stride 32 by way of stride 16 (as in feature pyramids, Lin et al., CVPR 2017),
+    and 5 x 5 bottlenecks mix distant cells at both: the trunk is frozen, so only these layers can learn how far an
+    object reaches.
     """
 
     def __init__(self, low: int, middle: int, deep: int, out: int):
         super().__init__()
-        self.low = ConvNorm(low, out, 1, activation=False)
-        self.middle = ConvNorm(middle, out, 1, activation=False)
-        # dilation 4 at stride 8: neighbours are a deep cell (32 pixels) apart
-        self.spread = ConvNorm(deep, deep, 3, groups=deep, dilation=4)
+        self.mix32, _ = build_rows(deep, MIX32)
         self.deep = ConvNorm(deep, out, 1, activation=False)
+        self.middle = ConvNorm(middle, out, 1, activation=False)
+        self.mix16, _ = build_rows(out, MIX16)
+        self.low = ConvNorm(low, out, 1, activation=False)
 
     def forward(self, low: Tensor, middle: Tensor, deep: Tensor) -> Tensor:
-        size = low.shape[-2:]
-        # in bfloat16, oneDNN's gradient of a dilated depthwise convolution is wrong, at times not even finite
-        with torch.autocast(low.device.type, enabled=False):
-            wide = self.spread(resize(deep.float(), size))
-        x: Tensor = self.low(low) + self.deep(wide)  # (B, out, h, w)
-        x = x + resize(self.middle(middle), size)
-        return F.relu(x)
+        at32 = self.deep(self.mix32(deep))  # (B, out, h / 4, w / 4)
+        at16 = self.middle(middle)  # (B, out, h / 2, w / 2)
+        at16 = at16 + resize(at32, at16.shape[-2:])
+        at16 = self.mix16(F.relu(at16))
+        at8 = self.low(low)  # (B, out, h, w)
+        at8 = at8 + resize(at16, at8.shape[-2:])
+        return F.relu(at8)
 
 
 class Trunk(nn.Module):
@@ -326,22 +334,32 @@ class Trunk(nn.Module):
 
 
 class FastSCNN(nn.Module):
-    """(B, 3, H, W) normalised images with contents (B, 4) to (B, FUSE_CHANNELS, h, w) features."""
+    """(B, 3, H, W) normalised images with contents (B, 4) to features for the head and the trunk's deepest features.
+
+    (B, INPUT_CHANNELS, h, w), of which the last SKIP_CHANNELS are linear in the deepest features: a skip connection
+    past pooling and fusion; and (B, DEEP_CHANNELS, h / 4, w / 4).
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.trunk = Trunk()
-        self.pooling = PyramidPooling(self.trunk.deep_channels, POOL_CHANNELS)
-        self.fusion = FeatureFusion(self.trunk.low_channels, self.trunk.middle_channels, POOL_CHANNELS, FUSE_CHANNELS)
+        low = self.trunk.low_channels
+        middle = self.trunk.middle_channels
+        deep = self.trunk.deep_channels
+        self.pooling = PyramidPooling(deep, POOL_CHANNELS)
+        self.fusion = FeatureFusion(low, middle, POOL_CHANNELS, FUSE_CHANNELS)
+        self.skip = ConvNorm(deep, SKIP_CHANNELS, 1, activation=False)
 
-    def forward(self, x: Tensor, content: Tensor) -> Tensor:
+    def forward(self, x: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
         low, middle, deep = self.trunk(x)
         input_size = x.shape[-2:]
         map_size = deep.shape[-2:]
         grid = ContentGrid(content, input_size, map_size)
         context = self.pooling(deep, grid)
-        features: Tensor = self.fusion(low, middle, context)
-        return features
+        fused = self.fusion(low, middle, context)  # (B, FUSE_CHANNELS, h, w)
+        skipped = self.skip(deep)
+        skipped = resize(skipped, fused.shape[-2:])  # (B, SKIP_CHANNELS, h, w)
+        return torch.cat([fused, skipped], dim=1), deep
 
 
 ChannelSplit = tuple[int, int, int]  # channels of each task in a map, in CHANNEL_ORDER
@@ -356,8 +374,11 @@ class UnifiedHead(nn.Sequential):
 
     def __init__(self, inp: int, width: int, num_det: int, num_seg: int, num_cls: int):
         split = (FIRST_CLASS + num_det, num_seg, num_cls)
-        last = nn.Conv2d(inp + width, sum(split), 1)
-        super().__init__(Separable(inp, width), Separable(width, width), last)
+        channels = sum(split)
+        last = nn.Conv2d(inp + width, channels, 1)
+        first = Separable(inp, width, HEAD_KERNEL)
+        second = Separable(width, width, HEAD_KERNEL)
+        super().__init__(first, second, last)
         self.split: ChannelSplit = split
         assert last.bias is not None
         nn.init.normal_(last.weight, std=OUTPUT_STD)
@@ -403,27 +424,50 @@ class UnifiedModel(nn.Module):
         super().__init__()
         self.has_imagenet_trunk = False  # whether the trunk holds ImageNet weights; it then learns more slowly
         self.backbone = FastSCNN()
-        self.head = UnifiedHead(FUSE_CHANNELS, HEAD_CHANNELS, num_det, len(VOC_CLASSES), num_cls)
+        self.head = UnifiedHead(INPUT_CHANNELS, HEAD_CHANNELS, num_det, len(VOC_CLASSES), num_cls)
+        # the class channels read the trunk's deepest features as well; it starts at 0, without random numbers
+        self.class_skip = nn.Conv2d(DEEP_CHANNELS, num_cls, 1, bias=False)
+        nn.init.zeros_(self.class_skip.weight)
 
     def forward(self, images: Tensor, content: Tensor | None = None) -> Outputs:
         if content is None:
             content = whole_input(images)
-        return self.outputs(self.head_features(images, content), content)
+        features, deep = self.features(images, content)
+        hidden = self.head.head_features(features)
+        return self.outputs(hidden, deep, content)
 
-    def features(self, images: Tensor, content: Tensor) -> Tensor:
-        """The head's input, (B, FUSE_CHANNELS, h, w)."""
+    def features(self, images: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
+        """What head and class_skip read: (B, INPUT_CHANNELS, h, w) and (B, DEEP_CHANNELS, h / 4, w / 4)."""
         height, width = images.shape[-2:]
-        assert height % MAX_STRIDE == 0 and width % MAX_STRIDE == 0, "height and width must be multiples of 32"
-        features: Tensor = self.backbone((images - MEAN) / STD, content)
-        return features
+        for side in (height, width):
+            assert side % MAX_STRIDE == 0, "height and width must be multiples of 32"
+        normalised = (images - MEAN) / STD
+        features, deep = self.backbone(normalised, content)
+        return features, deep
 
     def head_features(self, images: Tensor, content: Tensor) -> Tensor:
-        """The input of the head's last layer, (B, FUSE_CHANNELS + HEAD_CHANNELS, h, w)."""
-        return self.head.head_features(self.features(images, content))
+        """The input of the head's last layer, (B, INPUT_CHANNELS + HEAD_CHANNELS, h, w)."""
+        features, _ = self.features(images, content)
+        return self.head.head_features(features)
 
-    def outputs(self, hidden: Tensor, content: Tensor) -> Outputs:
-        """Outputs from the head's features (B, FUSE_CHANNELS + HEAD_CHANNELS, h, w), by the last layer."""
+    def head_map(self, hidden: Tensor, deep: Tensor) -> Tensor:
+        """The output map, (B, 5 + C_det + 21 + C_cls, h, w) float32, of what head.last and class_skip read.
+
+        The class channels are the sum of two linear readings: of the head's features, which learn masks and boxes, and
+        of the frozen trunk's, which tell ImageNet's classes apart and are the same in every stage.
+        """
         grid = self.head.last(hidden).float()  # losses need float32 under autocast too
+        of_trunk = self.class_skip(CLASS_GAIN * deep)  # (B, C_cls, h / 4, w / 4)
+        size = grid.shape[-2:]
+        of_trunk = resize(of_trunk.float(), size)  # (B, C_cls, h, w)
+        parts = list(self.head.split)
+        det, seg, cls = torch.split(grid, parts, dim=1)
+        cls = cls + of_trunk
+        return torch.cat([det, seg, cls], dim=1)
+
+    def outputs(self, hidden: Tensor, deep: Tensor, content: Tensor) -> Outputs:
+        """Outputs from the input of the head's last layer and the deepest features, as `features` gives them."""
+        grid = self.head_map(hidden, deep)
         channels = split_channels(grid, self.head.split)
         classification = mean_over_content(channels["cls"], content)
         return Outputs(channels["det"], channels["seg"], classification)

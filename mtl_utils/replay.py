@@ -207,7 +207,7 @@ def unpack(packed: Target) -> Sample:
 def collect_head_features(
     model: UnifiedModel, samples: list[Sample], size: int, device: str | torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Head features (N, fuse + head, h, w) on the CPU of letterboxed samples, and the images' contents (N, 4).
+    """Head features (N, input + head, h, w) on the CPU of letterboxed samples, and the images' contents (N, 4).
 
     One image at a time, so that large sets need no more memory on the device.
     """

@@ -20,12 +20,12 @@ class Settings:
     seed: int = 0  # of the weights that start at random, the order of the images, augmentation and replay
 
     # sides of the square inputs: while training on each task, and in evaluation, where one forward serves all three
-    train_size: dict[Task, int] = field(default_factory=lambda: {"seg": 384, "det": 384, "cls": 256})
+    train_size: dict[Task, int] = field(default_factory=lambda: {"seg": 384, "det": 384, "cls": 384})
     eval_size: int = 448
 
     # optimisation
     epochs: dict[Task, int] = field(
-        default_factory=lambda: {"seg": 30, "det": 60, "cls": 20}
+        default_factory=lambda: {"seg": 30, "det": 60, "cls": 10}
     )  # passes over the task's own images
     batch_size: dict[Task, int] = field(
         default_factory=lambda: {"seg": 8, "det": 4, "cls": 16}
@@ -34,6 +34,8 @@ class Settings:
     lr: dict[Task, float] = field(default_factory=lambda: {"seg": 1e-3, "det": 1e-3, "cls": 1e-3})
     trunk_lr_factor: float = 0.1  # ImageNet-trained layers learn at this fraction of lr, to keep what they learned
     freeze_trunk: bool = True  # the whole ImageNet-trained trunk is frozen: faster, and nothing in it is forgotten
+    # whether a frozen trunk is joined by pyramid pooling and fusion, once an earlier task has trained these
+    freeze_neck: dict[Task, bool] = field(default_factory=lambda: {"seg": False, "det": False, "cls": True})
     scratch_lr_factor: float = 3.0  # without ImageNet weights all layers learn at this multiple of lr
     weight_decay: float = 0.01  # AdamW's decoupled decay
     warmup_fraction: float = 0.05  # fraction of a stage's steps in which the learning rate rises to lr
@@ -72,6 +74,7 @@ class Settings:
             epochs=only(self.epochs, kept),
             batch_size=only(self.batch_size, kept),
             lr=only(self.lr, kept),
+            freeze_neck=only(self.freeze_neck, kept),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,7 +111,7 @@ PROFILES = {
         profile="quick",
         train_size={"seg": 256, "det": 256, "cls": 224},
         eval_size=320,
-        epochs={"seg": 25, "det": 25, "cls": 20},
+        epochs={"seg": 25, "det": 25, "cls": 10},
     ),
     "full": Settings(),
 }

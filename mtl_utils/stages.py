@@ -224,8 +224,8 @@ def store_exemplars(trainer: Trainer, model: UnifiedModel) -> None:
     features = None
     if settings.exemplar_selection == "herding":
         samples, size = trainer.dataset.samples, settings.train_size[task]
-        maps, contents = collect_head_features(model, samples, size, trainer.device)  # (N, fuse + head, h, w), (N, 4)
-        features = mean_over_content(maps, contents)  # (N, fuse + head)
+        maps, contents = collect_head_features(model, samples, size, trainer.device)  # (N, input + head, h, w), (N, 4)
+        features = mean_over_content(maps, contents)  # (N, input + head)
     generator = torch.Generator().manual_seed(settings.seed)
     trainer.buffer.store(trainer.dataset, generator, settings.exemplar_selection, features)
     for remedy in trainer.remedies:

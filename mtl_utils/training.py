@@ -42,7 +42,7 @@ class Remedy:
     def batch_loss(self, trainer: "Trainer", task: Task, batch: Batch, features: Tensor) -> Tensor | float:
         """The loss () of one batch of a task, new or replayed, after its forward; 0 for nothing.
 
-        features: (B, fuse + head, h, w), what the head's last layer reads.
+        features: (B, input + head, h, w), what the head's last layer reads.
         """
         return 0.0
 
@@ -134,7 +134,7 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(seed)  # order of images, replay
 
         self.steps = max(1, len(dataset) // settings.batch_size[self.task])  # in an epoch
-        freeze_layers(self.model, settings)
+        freeze_layers(self.model, settings, self.task)
         trunk_lr, lr = learning_rates(self.model, settings, self.task)
         groups = parameter_groups(self.model, trunk_lr, lr)
         # fused: all weights of a group in one kernel
@@ -220,8 +220,9 @@ class Trainer:
         """
         batch = to_device(batch, self.device)
         with mixed_precision(self.device):
-            features = self.model.head_features(batch.images, batch.content)  # (B, fuse + head, h, w)
-            outputs = self.model.outputs(features, batch.content)
+            features, deep = self.model.features(batch.images, batch.content)
+            hidden = self.model.head.head_features(features)  # (B, input + head, h, w)
+            outputs = self.model.outputs(hidden, deep, batch.content)
 
         weight = 1.0 if task == self.task else self.settings.replay_weight
         terms = {task: weight * self.losses[task](outputs, batch.targets)}
@@ -229,7 +230,7 @@ class Trainer:
             # a stored mask's target also holds boxes around its objects: the same forward teaches both tasks
             terms[BOXES_FROM_MASKS] = weight * self.losses["det"](outputs, batch.targets)
         with mixed_precision(self.device):
-            extra = sum((r.batch_loss(self, task, batch, features) for r in self.remedies), start=0.0)
+            extra = sum((r.batch_loss(self, task, batch, hidden) for r in self.remedies), start=0.0)
         if isinstance(extra, Tensor):
             terms[REMEDIES] = extra
         return terms
@@ -337,10 +338,15 @@ def replayed_with_logits(settings: Settings) -> int:
     return settings.replay_per_task // 2 if settings.derpp_weight else 0
 
 
-def freeze_layers(model: UnifiedModel, settings: Settings) -> None:
-    """Freeze a trunk with ImageNet weights."""
-    if settings.freeze_trunk and model.has_imagenet_trunk:
-        model.backbone.trunk.requires_grad_(False)
+def freeze_layers(model: UnifiedModel, settings: Settings, task: Task) -> None:
+    """Freeze a trunk with ImageNet weights, and with it pooling and fusion where a task's stage asks for it."""
+    if not (settings.freeze_trunk and model.has_imagenet_trunk):
+        return
+    model.backbone.trunk.requires_grad_(False)
+    trained = bool(settings.earlier(task)) and not settings.joint  # by an earlier stage
+    if settings.freeze_neck[task] and trained:
+        model.backbone.pooling.requires_grad_(False)
+        model.backbone.fusion.requires_grad_(False)
 
 
 def learning_rates(model: UnifiedModel, settings: Settings, task: Task) -> tuple[float, float]:
@@ -362,8 +368,10 @@ def parameter_groups(model: UnifiedModel, trunk_lr: float, lr: float) -> list[di
     """
     # a frozen layer never has a gradient, so an optimiser has no use for it
     trunk = [parameter for parameter in model.backbone.trunk.parameters() if parameter.requires_grad]
-    new_layers = nn.ModuleList([model.backbone.pooling, model.backbone.fusion, model.head])
-    return [{"params": trunk, "lr": trunk_lr}, {"params": list(new_layers.parameters()), "lr": lr}]
+    backbone = model.backbone
+    new_layers = nn.ModuleList([backbone.pooling, backbone.fusion, backbone.skip, model.head, model.class_skip])
+    new = [parameter for parameter in new_layers.parameters() if parameter.requires_grad]
+    return [{"params": trunk, "lr": trunk_lr}, {"params": new, "lr": lr}]
 
 
 def warmup_cosine(step: int, total: int, warmup: float) -> float:

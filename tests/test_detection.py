@@ -371,7 +371,7 @@ def test_detections_shared_classes_start_as_copies_of_segmentations():
     torch.nn.init.normal_(model.head[2].bias)
     before = model.head[2].weight.clone()
     model.head.copy_segmentation_classes(shared_classes(SHARED_DET))
-    grid = model.head(model.features(images, whole_input(images)))[0]
+    grid = model.head(model.features(images, whole_input(images))[0])[0]
     segmentation = grid[5 + len(SHARED_DET) :]
     for ours, theirs in shared_classes(SHARED_DET).items():
         assert torch.allclose(grid[5 + ours], segmentation[theirs], atol=1e-5)

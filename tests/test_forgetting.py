@@ -89,6 +89,18 @@ def test_tables_show_floor_gain_and_verdict():
     assert forgetting.loc["mIoU", "drop, % of baseline"] == "+10.0"
 
 
+def test_the_table_judges_against_the_larger_of_single_task_and_own_stage():
+    alone = {"seg": 0.35, "cls": 0.95}  # below and above the own stage; detection was not learned alone
+    seg, det, cls = tables.largest_baseline_drops(METRICS, alone)
+    assert (seg.baseline, det.baseline, cls.baseline) == (0.4, 0.1, 0.95)
+    assert cls.final == 0.9 and not cls.passed
+    table = tables.forgetting_table(METRICS, alone)
+    assert table["single-task"].tolist() == ["0.3500", "–", "0.9500"]
+    assert table["own stage"].tolist() == ["0.4000", "0.1000", "0.9000"]
+    assert table.loc["Top-1", "within 5 points"] == "✅ PASS"
+    assert table.loc["Top-1", "within 5 % of baseline"] == "❌ FAIL"
+
+
 def test_a_missing_stage_is_named():
     with pytest.raises(UserError, match="all three stages"):
         forgetting.drops(stage_metrics([{"seg": 0.4}]))

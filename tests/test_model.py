@@ -6,6 +6,7 @@ from torchvision.models import mobilenet_v2
 
 from mtl_utils import files
 from mtl_utils.model import (
+    CLASS_GAIN,
     CONFIDENCE_PRIOR,
     MEAN,
     NORM_EPS,
@@ -32,7 +33,9 @@ DET, SEG, CLS = 10, 21, 10
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return randomise_norms(UnifiedModel(DET, CLS)).eval()
+    network = randomise_norms(UnifiedModel(DET, CLS)).eval()
+    nn.init.normal_(network.class_skip.weight, std=0.01)  # as training would
+    return network
 
 
 def randomise_norms(module: nn.Module) -> nn.Module:
@@ -72,11 +75,11 @@ def test_head_has_three_layers_in_one_branch(model):
 
 
 def test_an_inner_layer_of_the_head_filters_each_channel_and_then_mixes_them():
-    """Depthwise 3 x 3, pointwise 1 x 1, and one activation, at the end."""
-    depthwise, pointwise = convolutions(Separable(6, 4))
-    assert (depthwise.kernel_size, depthwise.groups, depthwise.out_channels) == ((3, 3), 6, 6)
+    """Depthwise, pointwise 1 x 1, and one activation, at the end."""
+    depthwise, pointwise = convolutions(Separable(6, 4, 5))
+    assert (depthwise.kernel_size, depthwise.groups, depthwise.out_channels) == ((5, 5), 6, 6)
     assert (pointwise.kernel_size, pointwise.groups, pointwise.out_channels) == ((1, 1), 1, 4)
-    activations = [isinstance(layer, nn.ReLU6) for block in Separable(6, 4) for layer in block]
+    activations = [isinstance(layer, nn.ReLU6) for block in Separable(6, 4, 5) for layer in block]
     assert activations == [False, False, False, False, False, True]
 
 
@@ -114,17 +117,33 @@ def test_each_output_comes_from_its_own_channels_of_the_one_map(model, task):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_channels_of_a_task_are_those_of_its_output(model, dtype):
     content = torch.tensor([[0.0, 0, 96, 64], [8, 0, 52, 64]])
-    hidden = model.head_features(torch.rand(2, 3, 64, 96), content)
-    grid = model.head.last(hidden).to(dtype)
+    features, deep = model.features(torch.rand(2, 3, 64, 96), content)
+    hidden = model.head.head_features(features)
+    grid = model.head_map(hidden, deep).to(dtype)
     channels = {task: task_channels(grid, model.head.split, task) for task in ("det", "seg", "cls")}
     assert torch.equal(channels["det"], grid[:, : 5 + DET].float())
     assert torch.equal(channels["seg"], grid[:, 5 + DET : 5 + DET + SEG].float())
     assert torch.equal(channels["cls"], grid[:, 5 + DET + SEG :].float())
     assert {part.dtype for part in channels.values()} == {torch.float32}
     if dtype == torch.float32:
-        outputs = model.outputs(hidden, content)
+        outputs = model.outputs(hidden, deep, content)
         assert torch.equal(outputs.detection, channels["det"])
         assert torch.equal(outputs.classification, mean_over_content(channels["cls"], content))
+
+
+def test_the_class_channels_alone_read_the_deepest_features(model):
+    """Linearly and cell by cell, so that masks and boxes do not depend on what classification learns there."""
+    images = torch.rand(2, 3, 64, 96)
+    features, deep = model.features(images, whole_input(images))
+    hidden = model.head.head_features(features)
+    added = model.head_map(hidden, deep) - model.head.last(hidden)  # (B, C, h, w)
+    expected = F.interpolate(model.class_skip(CLASS_GAIN * deep), scale_factor=4, mode="bilinear")
+    assert torch.equal(added[:, : 5 + DET + SEG], torch.zeros_like(added[:, : 5 + DET + SEG]))
+    assert torch.allclose(added[:, 5 + DET + SEG :], expected, atol=1e-5) and expected.abs().max() > 0.01
+
+
+def test_a_new_model_reads_no_class_from_the_deepest_features_yet():
+    assert not UnifiedModel(DET, CLS).class_skip.weight.any()
 
 
 def test_last_is_the_layer_that_state_dicts_call_head_2(model):
@@ -174,14 +193,15 @@ def test_outputs_are_float32_in_half_precision_too(model):
 
 
 def test_gradients_in_bfloat16_are_those_of_float32():
-    """oneDNN gives wrong gradients for a dilated depthwise convolution in bfloat16: no layer may run into that."""
+    """oneDNN gives wrong gradients for a dilated depthwise convolution in bfloat16: no layer may be one."""
     model = UnifiedModel(DET, CLS)
     fold_batchnorm(model)
     images, gradients = torch.rand(8, 3, 256, 256).contiguous(memory_format=torch.channels_last), []
     for half in (False, True):
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            grid = model.head(model.features(images, whole_input(images)))
+            features, deep = model.features(images, whole_input(images))
+            grid = model.head_map(model.head.head_features(features), deep)
         grid.float().square().mean().backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
     for name, exact in gradients[0].items():
@@ -211,7 +231,7 @@ def test_a_placed_model_is_channels_last_and_predicts_the_same():
 def test_parameters_are_within_the_budget(model):
     parameters = count_parameters(model)
     assert parameters < 8_000_000, "the assignment's rule"
-    assert parameters < 4_500_000, "this model's own aim"
+    assert parameters < 5_000_000, "this model's own aim"
 
 
 def test_parameters_are_counted_right():
@@ -287,7 +307,7 @@ def test_load_weights_of_another_model_is_refused():
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_at_stride_2_a_convolution_pads_one_pixel_less_before_the_image_than_behind_it(kernel, groups):
     """As TensorFlow's "same": of the 1 (3 x 3) or 3 pixels (5 x 5) in all, 0 or 1 come before."""
-    conv = SameConv(4, 8, kernel, stride=2, groups=groups, dilation=1)
+    conv = SameConv(4, 8, kernel, stride=2, groups=groups)
     before = {3: 0, 5: 1}[kernel]
     images = torch.randn(2, 4, 12, 18)
     padded = F.pad(images, (before, before + 1, before, before + 1))
@@ -298,11 +318,11 @@ def test_at_stride_2_a_convolution_pads_one_pixel_less_before_the_image_than_beh
     assert conv.bias is None
 
 
-@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (5, 1), (3, 4)])
-def test_at_stride_1_a_convolution_pads_alike_on_all_sides(kernel, dilation):
-    conv = SameConv(4, 8, kernel, stride=1, groups=1, dilation=dilation)
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_at_stride_1_a_convolution_pads_alike_on_all_sides(kernel):
+    conv = SameConv(4, 8, kernel, stride=1, groups=1)
     images = torch.randn(2, 4, 12, 18)
-    expected = F.conv2d(images, conv.weight, padding="same", dilation=dilation)
+    expected = F.conv2d(images, conv.weight, padding="same")
     assert torch.allclose(conv(images), expected, atol=1e-5)
 
 
@@ -432,13 +452,14 @@ def test_the_mean_over_a_content_by_hand():
 @pytest.mark.parametrize("content", PLACES)
 def test_the_class_of_a_letterboxed_picture_does_not_depend_on_the_cells_beside_it(model, content):
     contents = torch.tensor([content], dtype=torch.float32)
-    hidden = model.head_features(torch.rand(1, 3, 96, 96), contents)
-    before = model.outputs(hidden, contents)
+    features, deep = model.features(torch.rand(1, 3, 96, 96), contents)
+    hidden = model.head.head_features(features)
+    before = model.outputs(hidden, deep, contents)
     padding = beside(content, 12)
-    after = model.outputs(torch.where(padding, hidden + 5, hidden), contents)
+    after = model.outputs(torch.where(padding, hidden + 5, hidden), deep, contents)
     assert torch.equal(after.classification, before.classification)
     assert not torch.equal(after.detection, before.detection)
-    inside = model.outputs(torch.where(padding, hidden, hidden + 5), contents)
+    inside = model.outputs(torch.where(padding, hidden, hidden + 5), deep, contents)
     assert not torch.allclose(inside.classification, before.classification, atol=1e-3)
 
 
@@ -456,7 +477,8 @@ def test_pyramid_pooling_and_the_class_know_where_the_picture_is(model):
     (grid,) = grids
     assert (grid.rows, grid.columns) == (2, 3), "of the features at stride 32"
     assert [edge.flatten().tolist() for edge in (*grid.x, *grid.y)] == [[0, 0.5], [3, 2], [0, 0], [2, 1.25]]
-    by_hand = model.head(model.features(images, contents))[:, 5 + DET + SEG :]
+    features, deep = model.features(images, contents)
+    by_hand = model.head_map(model.head.head_features(features), deep)[:, 5 + DET + SEG :]
     assert torch.allclose(outputs.classification[0], by_hand[0].mean((1, 2)), atol=1e-5)
     assert torch.allclose(outputs.classification[1], by_hand[1, :, :5, 2:8].mean((1, 2)), atol=1e-5)
 

@@ -13,12 +13,13 @@ from torch import nn
 from mtl_utils import checkpoint, files, stages, training, weights
 from mtl_utils.files import UserError
 from mtl_utils.losses import class_weights
+from mtl_utils.model import UnifiedModel
 from mtl_utils.prepare.root import Root
 from mtl_utils.replay import ReplayBuffer
 from mtl_utils.run import Run, build, load_model, read_metrics
-from mtl_utils.settings import MAX_REPLAY_PER_TASK
+from mtl_utils.settings import MAX_REPLAY_PER_TASK, Settings
 from mtl_utils.stages import run_stage
-from mtl_utils.tasks import TASKS
+from mtl_utils.tasks import TASKS, Task
 from mtl_utils.training import EpochRecord, Remedy
 
 
@@ -295,7 +296,7 @@ def test_average_of_weights_warms_up_to_its_decay():
 
 def groups_of(model, settings, task):
     """The optimiser's groups of a stage, as a trainer makes them."""
-    training.freeze_layers(model, settings)
+    training.freeze_layers(model, settings, task)
     return training.parameter_groups(model, *training.learning_rates(model, settings, task))
 
 
@@ -324,7 +325,7 @@ def learning(model, settings, has_imagenet_trunk=True) -> bool:
     """Whether any layer of the trunk learns in a stage."""
     model.requires_grad_(True)
     model.has_imagenet_trunk = has_imagenet_trunk
-    training.freeze_layers(model, settings)
+    training.freeze_layers(model, settings, "det")
     assert all(p.requires_grad for p in model.head.parameters())
     return any(p.requires_grad for p in model.backbone.trunk.parameters())
 
@@ -336,6 +337,36 @@ def test_a_trunk_is_frozen_where_it_has_imagenet_weights_and_the_setting_says_so
     assert learning(model, SETTINGS, has_imagenet_trunk=False)
 
 
+def frozen_parts(settings: Settings, task: Task) -> set[str]:
+    """The parts of a new model with ImageNet weights of which no parameter learns in a stage."""
+    model = UnifiedModel(2, 2)
+    model.has_imagenet_trunk = True
+    training.freeze_layers(model, settings, task)
+    parts = {**dict(model.backbone.named_children()), "head": model.head}
+    return {name for name, part in parts.items() if not any(p.requires_grad for p in part.parameters())}
+
+
+def test_the_neck_is_frozen_in_stages_whose_setting_says_so_once_an_earlier_one_has_trained_it():
+    neck = {"pooling", "fusion"}
+    in_all = replace(SETTINGS, freeze_neck=dict.fromkeys(TASKS, True))
+    assert [frozen_parts(in_all, task) for task in TASKS] == [{"trunk"}, {"trunk"} | neck, {"trunk"} | neck]
+    in_last = replace(SETTINGS, freeze_neck={"seg": False, "det": False, "cls": True})
+    assert [frozen_parts(in_last, task) for task in TASKS] == [{"trunk"}, {"trunk"}, {"trunk"} | neck]
+    assert frozen_parts(replace(in_last, tasks=["cls"]), "cls") == {"trunk"}, "alone, nothing else has trained it"
+    assert frozen_parts(replace(in_last, joint=True), "cls") == {"trunk"}, "nor has anything in joint training"
+    assert frozen_parts(replace(in_last, freeze_trunk=False), "cls") == set(), "below it the trunk would go on learning"
+
+
+def test_a_frozen_neck_keeps_every_weight_and_skip_connection_and_head_learn(straight):
+    model = load_model(straight.path("seg"))[0]
+    model.has_imagenet_trunk = True
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    settings = replace(SETTINGS, freeze_neck=dict.fromkeys(TASKS, True))
+    training.Trainer(model, straight.data("cls", "train"), ReplayBuffer(0), settings, "cpu").epoch()
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {k for k in before if k.startswith(("backbone.skip.", "head."))}
+
+
 @pytest.mark.parametrize("freeze", [True, False])
 @pytest.mark.parametrize("task", ["seg", "cls"])
 def test_a_frozen_trunk_keeps_every_weight_and_what_is_above_learns(task, freeze, straight):
@@ -343,7 +374,7 @@ def test_a_frozen_trunk_keeps_every_weight_and_what_is_above_learns(task, freeze
     model = load_model(straight.path("seg"))[0]
     model.has_imagenet_trunk = True
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    settings = replace(SETTINGS, freeze_trunk=freeze)
+    settings = replace(SETTINGS, freeze_trunk=freeze, freeze_neck=dict.fromkeys(TASKS, False))
     training.Trainer(model, straight.data(task, "train"), ReplayBuffer(0), settings, "cpu").epoch()
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     kept = {k for k in before if freeze and k.startswith("backbone.trunk.")}

@@ -5,9 +5,10 @@ two models: S. Mirzadeh et al., "Linear mode connectivity in multitask and conti
 """
 
 import copy
-import time
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +16,18 @@ from torch import Tensor, nn
 
 from mtl_utils.data import Sample
 from mtl_utils.evaluation import EVAL_BATCH, class_iou, confusion_matrix, predict
+from mtl_utils.experiments.benchmark import timed
 from mtl_utils.model import UnifiedModel, split_channels
 from mtl_utils.run import Run
 from mtl_utils.stages import initial_state
 from mtl_utils.tasks import VOC_CLASSES, Task
 from mtl_utils.training import Trainer
-from mtl_utils.transforms import to_batch
+from mtl_utils.transforms import Batch, to_batch
 
 SIZE = 256  # side of the training images: small, so that all steps take less than a minute
 EVERY = 15  # steps between two evaluations
 IMAGES = 30  # of val, evaluated each time
-TIMED = 2  # steps whose time is taken
+TIMED = 5  # steps whose time is taken
 POINTS = 6  # models on the straight path, both ends included
 
 BACKGROUND = 0  # its class
@@ -68,16 +70,23 @@ def mean_iou(trainer: Trainer, val: Sequence[Sample]) -> float:
 
 
 def seconds_by_task(trainer: Trainer) -> dict[Task, float]:
-    """Seconds of forward, losses and backward of each task's batch in a step, the mean of TIMED steps."""
-    seconds = dict.fromkeys([*trainer.earlier, trainer.task], 0.0)
-    for new_batch, _ in zip(trainer.loader(), range(TIMED), strict=False):
+    """Seconds of forward, losses and backward of each task's batch in a step, the median of TIMED steps.
+
+    No step is taken: the weights stay as they are.
+    """
+    times: dict[Task, list[float]] = {task: [] for task in (*trainer.earlier, trainer.task)}
+    for _, new_batch in zip(range(TIMED), trainer.loader(), strict=False):
         batches = trainer.replay() | {trainer.task: new_batch}
         for task, batch in batches.items():
-            started = time.perf_counter()
-            terms = trainer.batch_terms(task, batch)
-            trainer.backward(terms, {})
-            seconds[task] += (time.perf_counter() - started) / TIMED
-    return seconds
+            seconds = timed(partial(add_gradient, trainer, task, batch))
+            times[task].append(seconds)
+    return {task: statistics.median(seconds) for task, seconds in times.items()}
+
+
+def add_gradient(trainer: Trainer, task: Task, batch: Batch) -> None:
+    """What a step does with one batch: add the gradient of its loss to those of the other batches."""
+    terms = trainer.batch_terms(task, batch)
+    trainer.backward(terms, {})
 
 
 # ---- where the pixels go
@@ -137,6 +146,7 @@ def features_by_part(model: UnifiedModel, batch: Tensor, content: Tensor) -> dic
         "trunk": model.backbone.trunk,
         "pooling": model.backbone.pooling,
         "fusion": model.backbone.fusion,
+        "skip": model.backbone.skip,
         "head, layer 1": model.head[0],
         "head, layer 2": model.head[1],
     }

@@ -50,6 +50,7 @@ def shared_parts(model: UnifiedModel) -> dict[str, nn.Module]:
     return {
         "pooling": model.backbone.pooling,
         "fusion": model.backbone.fusion,
+        "skip": model.backbone.skip,
         "head, layer 1": model.head[0],
         "head, layer 2": model.head[1],
     }

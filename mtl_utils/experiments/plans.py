@@ -5,7 +5,7 @@ from itertools import product
 from typing import Any
 
 from mtl_utils.settings import Settings
-from mtl_utils.tasks import Task
+from mtl_utils.tasks import TASKS, Task
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ SINGLE_TASK: dict[Task, Plan] = {"seg": REPLAY, "det": SINGLE_DET, "cls": SINGLE
 # the default without one part of its recipe
 ABLATIONS = [
     Plan("no-freezing", {"freeze_trunk": False}),
+    Plan("no-frozen-neck", {"freeze_neck": dict.fromkeys(TASKS, False)}),
     Plan("no-folding", {"fold_batchnorm": False}),
     Plan("no-copied-classes", {"copy_shared_classes": False}),
     Plan("no-boxes-from-masks", {"boxes_from_masks": False}),

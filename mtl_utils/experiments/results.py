@@ -5,7 +5,7 @@ been measured on the same resamples of the val images, so that ratios and differ
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mtl_utils.experiments.bootstrap import STORED_SCALE, interval
 from mtl_utils.experiments.plans import BUFFER_ENDS, REPLAY, SINGLE_TASK
 from mtl_utils.files import UserError, read_json
 from mtl_utils.forgetting import Drop, five_percent_rule, r_matrix
+from mtl_utils.run import RunKey
 from mtl_utils.settings import Settings
 from mtl_utils.tasks import METRIC_NAMES, TASKS, Task
 
@@ -316,6 +317,24 @@ def alone_values(results: list[RunSummary], seed: int) -> dict[Task, float]:
         if single is not None:
             values[task] = single.own_stage(task)
     return values
+
+
+def comparable_alone(results: list[RunSummary], key: RunKey) -> dict[Task, float]:
+    """The metric of each task learned alone with the settings, data and starting weights of a run, where it was run."""
+    values = {}
+    for task, value in alone_values(results, key.settings.seed).items():
+        single = single_task_run(results, key.settings.seed, task)
+        if single is not None and differs_in_tasks_alone(single, key, task):
+            values[task] = value
+    return values
+
+
+def differs_in_tasks_alone(single: RunSummary, key: RunKey, task: Task) -> bool:
+    """Whether a single-task run learned its task as a run did, but for the other tasks."""
+    learned = replace(single.settings, tasks=key.settings.tasks)
+    same_settings = learned.of_tasks([task]) == key.settings.of_tasks([task])
+    same_data = single.data_fingerprints.get(task) == key.data_fingerprints.get(task)
+    return same_settings and same_data and single.initial_weights == key.initial_weights
 
 
 def mean_retention(results: list[RunSummary], name: str, task: Task) -> Retention | None:

@@ -1,5 +1,6 @@
 """Tables of results: the stage by task matrix, the drops, and the runs of a study, all for display."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from mtl_utils.experiments.results import (
     runs_named,
     seed_pairs,
 )
-from mtl_utils.forgetting import Drop, drops, floors, forgetting_numbers, r_matrix, verdict_text
+from mtl_utils.forgetting import Drop, drops, five_percent_rule, floors, forgetting_numbers, r_matrix, verdict_text
 from mtl_utils.tasks import METRIC_NAMES, TASKS, Task
 
 MISSING = "–"  # a number that cannot be given
@@ -45,10 +46,32 @@ def three_digits(value: float) -> str:
     return "" if np.isnan(value) else f"{value:.3f}"
 
 
-def forgetting_table(metrics: StageMetrics) -> pd.DataFrame:
-    """The drops for display, with both readings of the 5 % rule. Raises UserError while a stage is missing."""
-    rows = {METRIC_NAMES[drop.task]: drop_row(drop) for drop in drops(metrics)}
+def forgetting_table(metrics: StageMetrics, alone: Mapping[Task, float] | None = None) -> pd.DataFrame:
+    """The drops for display, with both readings of the 5 % rule. Raises UserError while a stage is missing.
+
+    alone: what each task reaches learned alone, as far as it has been run. The baseline is the larger of it and of the
+    value at the end of the task's own stage.
+    """
+    known = alone or {}
+    own_stage = drops(metrics)
+    rows = {}
+    for own, drop in zip(own_stage, largest_baseline_drops(metrics, known), strict=True):
+        single = known.get(own.task)
+        row = {"single-task": MISSING if single is None else f"{single:.4f}", "own stage": f"{own.baseline:.4f}"}
+        rows[METRIC_NAMES[own.task]] = row | drop_row(drop)
     return pd.DataFrame(rows).T
+
+
+def largest_baseline_drops(metrics: StageMetrics, alone: Mapping[Task, float]) -> list[Drop]:
+    """The 5 % rule for each task against the larger of its value at its own stage and of what it reaches alone.
+
+    Raises UserError while a stage is missing.
+    """
+    results = []
+    for own in drops(metrics):
+        baselines = [own.baseline, alone.get(own.task, 0.0)]
+        results.append(five_percent_rule(own.task, own.final, baselines, own.floor))
+    return results
 
 
 def drop_row(drop: Drop) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Figures of the autopsy: what sixty steps without replay do to segmentation, and where in the network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -73,7 +73,7 @@ def change_bars(changes: Mapping[str, Mapping[str, float]]) -> Figure:
         draw_changes(axis, changes[name], name, index)
     parts = list(next(iter(changes.values())))
     middles = np.arange(len(parts)) + THICKNESS / 2
-    axis.set_xticks(middles, parts)
+    axis.set_xticks(middles, in_two_lines(parts))
     axis.set_ylabel("relative change")
     axis.legend(loc="lower center", bbox_to_anchor=ABOVE, ncols=2, frameon=False)
     return figure
@@ -140,7 +140,12 @@ def cosine_boxes(cosines: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure
         )
         axis.bar(0, 0, color=FATE_COLOURS[index], label=name)  # for the legend
     axis.axhline(0, color="black", linewidth=0.8)
-    axis.set_xticks(np.arange(len(cosines)), list(cosines))
+    axis.set_xticks(np.arange(len(cosines)), in_two_lines(cosines))
     axis.set_ylabel("cosine with the gradient of masks")
     axis.legend(loc="lower center", bbox_to_anchor=ABOVE, ncols=len(names), frameon=False)
     return figure
+
+
+def in_two_lines(parts: Iterable[str]) -> list[str]:
+    """The names of a network's parts, those of the head's layers in two lines."""
+    return [part.replace(", ", ",\n") for part in parts]

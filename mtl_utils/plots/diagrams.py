@@ -39,6 +39,9 @@ Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]  # of torch: modu
 # ---- the network, measured
 
 
+CLASS_SKIP = "Class skip"  # the part that no block stands for
+
+
 class Layer(NamedTuple):
     """A part of the network as table and diagram show it."""
 
@@ -57,6 +60,8 @@ def model_parts(model: UnifiedModel) -> dict[str, nn.Module]:
         "Deep global features": backbone.trunk.global32,
         "Pyramid pooling": backbone.pooling,
         "Feature fusion": backbone.fusion,
+        "Skip connection": backbone.skip,
+        CLASS_SKIP: model.class_skip,
     }
     for number, layer in enumerate(model.head, start=1):
         parts[f"Head layer {number}"] = layer
@@ -92,7 +97,8 @@ def describe(part: nn.Module) -> str:
         bins = ", ".join(str(count) for count in part.BINS)
         return f"pooled to {bins} bins a side, conv 1×1"
     if isinstance(part, FeatureFusion):
-        return "sum of 3 branches"
+        between = len(part.mix32) + len(part.mix16)
+        return f"sum of 3 branches, {between} bottlenecks"
     if isinstance(part, nn.Conv2d):
         return f"conv {part.kernel_size[0]}×{part.kernel_size[1]}"
     if isinstance(part, Bottleneck):
@@ -130,6 +136,20 @@ def layer_table(model: UnifiedModel, size: int = 512) -> list[tuple[str, str, st
     return [*rows, total]
 
 
+def learning_table(model: UnifiedModel) -> list[tuple[str, int, int]]:
+    """Rows (module, parameters, those of them that are not frozen); the last one is the total."""
+    rows = []
+    for name, part in model_parts(model).items():
+        rows.append((name, count_parameters(part), count_learning(part)))
+    total = ("Total", count_parameters(model), count_learning(model))
+    return [*rows, total]
+
+
+def count_learning(module: nn.Module) -> int:
+    """Number of parameters that are not frozen."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
 # ---- the network, drawn
 
 HEAD_COLOUR = "#FFF0BF"
@@ -148,13 +168,18 @@ HILLS = (
 LOW = Box(1.47, 3.6, 2.0, 1.25)
 MIDDLE = Box(1.47, 2.0, 2.0, 1.25)
 DEEP = Box(1.47, 0.4, 2.0, 1.25)
-POOLING = Box(3.86, 0.4, 1.58, 1.25)
-FUSION = Box(3.86, 2.0, 1.58, 2.85)
+FUSION = Box(3.86, 3.6, 1.58, 1.25)
+POOLING = Box(3.86, 2.0, 1.58, 1.25)
+SKIP = Box(3.86, 0.4, 1.58, 1.25)
 HEAD = [Box(5.99 + 1.65 * i, 3.6, 1.45, 1.25) for i in range(3)]  # the head's layers
 GRID = Box(5.85, 1.85, 5.03, 1.05)  # the output map
+GAP = 3.665  # between the two columns of the backbone
+SKIP_COLUMN = 5.6  # where the line from the skip connection rises to the head
+CLASS_LINE = 0.32  # height of the line from the deepest features to the class channels
+CLASS_COLUMN = 5.74  # and where it rises
 SKIP_LINE = 3.1  # height of the line that leads past the head's first layers
 READINGS = {task: Box(5.85 + 1.7 * i, 0.25, 1.63, 1.05) for i, task in enumerate(CHANNEL_ORDER)}  # below their channels
-CHAIN = (LOW, MIDDLE, DEEP, POOLING, FUSION, *HEAD)  # the boxes of `measure`'s layers
+LAYERS = (LOW, MIDDLE, DEEP, POOLING, FUSION, SKIP, *HEAD)  # the boxes of `measure`'s layers
 
 CAPTION = "C × H × W:\nchannels,\nheight, width\nof a block's\noutput"
 
@@ -196,7 +221,8 @@ def draw_backbone_and_head(axes: Axes) -> None:
 
 def draw_layers(axes: Axes, layers: list[Layer], size: int) -> None:
     """A block for each layer: name, what it is, output shape, parameters and, in the backbone, the stride."""
-    for box, layer in zip(CHAIN, layers, strict=True):
+    blocks = [layer for layer in layers if layer.name != CLASS_SKIP]
+    for box, layer in zip(LAYERS, blocks, strict=True):
         letters = int(13.7 * box.width)  # that fit into a line
         lines = [layer.name]
         lines += textwrap.wrap(layer.kind, letters)
@@ -209,18 +235,40 @@ def draw_layers(axes: Axes, layers: list[Layer], size: int) -> None:
 
 def draw_connections(axes: Axes, layers: list[Layer]) -> None:
     """The way of the features through the layers."""
-    for start, end in pairwise((IMAGE, *CHAIN, GRID)):
-        link(axes, start, end)
+    for chain in ((IMAGE, LOW, MIDDLE, DEEP, SKIP), (LOW, FUSION), (POOLING, FUSION), (FUSION, *HEAD, GRID)):
+        for start, end in pairwise(chain):
+            link(axes, start, end)
+    bend(axes, DEEP, POOLING)
+    bend(axes, MIDDLE, FUSION)
     width = {layer.name: layer.shape[-1] for layer in layers}
     factor = width["Feature fusion"] // width["Pyramid pooling"]
-    write(axes, (4.55, 1.83), f"upsampled ×{factor}", align="right")
-    for box in (LOW, MIDDLE):  # the parts of the trunk that feature fusion adds directly
-        link(axes, box, FUSION)
-        _, y = box.at(0, 0.5)
-        write(axes, (3.65, y + 0.12), "skip")
+    write(axes, (4.74, 3.43), f"up ×{factor}", align="left")
+    from_deep = SKIP.at(1, 0.5)
+    into_head = HEAD[0].at(0, 0.5)
+    arrow(axes, from_deep, (SKIP_COLUMN, from_deep[1]), (SKIP_COLUMN, into_head[1]))
+    draw_class_skip(axes, {layer.name: layer for layer in layers}[CLASS_SKIP])
     into_last = HEAD[-1].at(0.2, 0)
-    arrow(axes, (FUSION.right, SKIP_LINE), (into_last[0], SKIP_LINE), into_last)
-    write(axes, (6.4, SKIP_LINE + 0.12), "skip")
+    arrow(axes, (SKIP_COLUMN, SKIP_LINE), (into_last[0], SKIP_LINE), into_last)
+    write(axes, (6.5, SKIP_LINE + 0.12), "skip")
+
+
+def draw_class_skip(axes: Axes, layer: Layer) -> None:
+    """The line from the trunk's deepest features to the class channels of the map, and what happens on it."""
+    x, y = DEEP.at(0.5, 0)
+    into_map = GRID.at(0, 0.3)
+    corners = [(x, CLASS_LINE), (CLASS_COLUMN, CLASS_LINE), (CLASS_COLUMN, into_map[1])]
+    arrow(axes, (x, y), *corners, into_map)
+    text = (
+        f"{layer.name}, to the class channels alone: {layer.kind}, {dims(layer.shape)}, {layer.parameters:,} parameters"
+    )
+    write(axes, (1.47, 0.12), text, align="left")
+
+
+def bend(axes: Axes, start: Box, end: Box) -> None:
+    """An arrow from a box of the backbone's first column up to the box one row higher in the second."""
+    below = start.at(1, 0.75)
+    above = end.at(0, 0.25)
+    arrow(axes, below, (GAP, below[1]), (GAP, above[1]), above)
 
 
 def draw_outputs(axes: Axes, split: ChannelSplit, outputs: Outputs) -> None:

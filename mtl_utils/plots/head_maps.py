@@ -26,8 +26,9 @@ def head_maps(model: UnifiedModel, image: Tensor, size: int) -> tuple[Tensor, Te
     letterbox = Letterbox(size)
     device = next(model.parameters()).device
     batch, content = to_batch([image], size)
-    features = model.eval().features(batch.to(device), content.to(device))
-    grid = model.head(features).float().cpu()  # (1, 5 + C_det + 21 + C_cls, size / 8, size / 8)
+    features, deep = model.eval().features(batch.to(device), content.to(device))
+    hidden = model.head.head_features(features)
+    grid = model.head_map(hidden, deep).cpu()  # (1, 5 + C_det + 21 + C_cls, size / 8, size / 8)
     height, width = letterbox.content(image.shape[-2:])
     rows = math.ceil(height / STRIDE)  # a cell that holds a part of the image counts
     columns = math.ceil(width / STRIDE)

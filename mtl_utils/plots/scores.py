@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtl_utils.evaluation import StageMetrics, TaskMetrics
+from mtl_utils.experiments.findings import CLASS_METRICS
 from mtl_utils.forgetting import r_matrix
 from mtl_utils.plots.style import SMALLEST_TEXT, TASK_COLOURS
 from mtl_utils.tasks import METRIC_NAMES, TASK_NAMES, TASKS, Task, stage_number
 
-CLASS_METRICS: dict[Task, str] = {"seg": "IoU", "det": "AP@50", "cls": "recall"}  # of a single class
 DARKEST = 1.3  # end of the colour scale: at 1 the numbers would be hard to read
 
 

@@ -29,6 +29,7 @@ class Wording:
     run: str  # about the committed run
     retention: str  # final values beside the single-task baselines
     sizes: str  # header of the first column of the table of input sizes
+    milliseconds: str  # and of its last one
     language: Literal["english", "chinese"]  # in which the claims are told
     verdicts: dict[claims.Verdict, str]  # a word for each
     claims: str  # what the verdicts mean; above the list
@@ -69,6 +70,7 @@ ENGLISH = Wording(
         "{retention}."
     ),
     sizes="input, pixels",
+    milliseconds="milliseconds",
     language="english",
     verdicts={"shown": "shown", "point estimate only": "point estimate only", "fails": "fails"},
     claims=(
@@ -106,6 +108,7 @@ CHINESE = Wording(
     ),
     retention="最終值佔單任務基準的百分比［對 val 影像重抽的 95 % 區間；種子數 {seeds}］：{retention}。",
     sizes="輸入（像素）",
+    milliseconds="毫秒",
     language="chinese",
     verdicts={"shown": "已證實", "point estimate only": "僅為點估計", "fails": "不成立"},
     claims=(
@@ -215,7 +218,8 @@ def scores_words(words: dict[str, str], wording: Wording) -> str:
 def sizes_table(metrics: RunMetrics, wording: Wording) -> str:
     """The committed model's metrics and milliseconds at several sizes of the input."""
     table = sizes.size_table(sizes.read_sizes(files.COMMITTED_SIZES), metrics.key.settings.eval_size)
-    rows = [[wording.sizes, *table.columns]]
+    *metric_names, _ = table.columns  # the last one holds milliseconds
+    rows = [[wording.sizes, *metric_names, wording.milliseconds]]
     for name in table.index:
         rows.append([name, *table.loc[name]])
     return markdown(rows)

@@ -60,7 +60,7 @@ def test_features_change_behind_the_part_that_changed_alone():
         after.head[1][1][0].weight *= 2  # a layer whose activation keeps the factor
         after.head[1][1][0].bias *= 2
     changes = autopsy.feature_changes(before, after, [photo(40, 64), photo(64, 30)], 64)
-    assert list(changes) == ["trunk", "pooling", "fusion", "head, layer 1", "head, layer 2"]
+    assert list(changes) == ["trunk", "pooling", "fusion", "skip", "head, layer 1", "head, layer 2"]
     assert [changes[part] for part in list(changes)[:4]] == [0, 0, 0, 0]
     assert changes["head, layer 2"] == pytest.approx(1, abs=1e-4)
 
@@ -88,6 +88,20 @@ def test_the_replayed_batches_are_there_only_with_replay(monkeypatch):
     seen.clear()
     autopsy.take_steps(trainer, [], with_replay=True)
     assert seen[0] == {"det": 0, "seg": "old"}
+
+
+def test_the_time_of_a_task_is_the_median_over_five_steps(monkeypatch):
+    """The first step is slow, and no more batches are loaded than are timed."""
+    loaded, seconds = [], iter([9.0, 8.0, 1.0, 0.4, 2.0, 0.5, 3.0, 0.6, 4.0, 0.7])
+    trainer = SimpleNamespace(
+        earlier=["seg"],
+        task="det",
+        loader=lambda: (loaded.append(number) for number in range(60)),
+        replay=lambda: {"seg": "old"},
+    )
+    monkeypatch.setattr(autopsy, "timed", lambda function: next(seconds))
+    assert autopsy.seconds_by_task(trainer) == {"seg": 3.0, "det": 0.6}
+    assert len(loaded) == 5
 
 
 @pytest.mark.slow

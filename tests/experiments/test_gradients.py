@@ -36,7 +36,7 @@ def test_the_same_loss_agrees_and_its_opposite_conflicts(sign, trainer, monkeypa
     monkeypatch.setattr(gradients, "draw", lambda *_: batch)  # the same images for both tasks
     trainer.losses = {"seg": energy, "det": lambda outputs, targets: sign * energy(outputs, targets)}
     found = gradients.cosines(trainer)
-    assert list(found) == ["pooling", "fusion", "head, layer 1", "head, layer 2"]
+    assert list(found) == ["pooling", "fusion", "skip", "head, layer 1", "head, layer 2"]
     for values in found.values():
         assert values["boxes"] == pytest.approx([sign, sign], abs=1e-4)
         assert values["other masks"] == pytest.approx([1, 1], abs=1e-4)

@@ -15,6 +15,7 @@ from mtl_utils.files import UserError
 from mtl_utils.forgetting import five_percent_rule, forgetting_numbers
 from mtl_utils.plots import explorer, studies
 from mtl_utils.publish import readme
+from mtl_utils.run import RunKey
 from mtl_utils.settings import Settings
 
 
@@ -76,6 +77,25 @@ def test_seeds_are_compared_with_their_own_baseline_and_averaged():
     other = [run("single-det", {"det": {"det": 0.1}}, seed=1), run("replay", {"cls": {"det": 0.1}}, seed=1)]
     kept = results_module.mean_retention([*RESULTS, *other], "replay", "det")
     assert kept.value == pytest.approx((0.76 + 1.0) / 2) and kept.seeds == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "data", "weights", "expected"),
+    [
+        ({}, "0123", "nothing", {"det": 0.25}),
+        ({"epochs": {"seg": 9, "det": 9, "cls": 1}}, "0123", "nothing", {"det": 0.25}),  # of another task
+        ({"epochs": {"seg": 9, "det": 1, "cls": 9}}, "0123", "nothing", {}),
+        ({"seed": 1}, "0123", "nothing", {}),
+        ({}, "4567", "nothing", {}),
+        ({}, "0123", "imagenet", {}),
+    ],
+)
+def test_a_task_alone_is_comparable_where_only_the_other_tasks_differ(changes, data, weights, expected):
+    nine = {"epochs": dict.fromkeys(AFTER, 9)}
+    alone = run("single-det", {"det": {"det": 0.25}}, changes={"tasks": ["det"]} | nine)
+    alone = replace(alone, data_fingerprints={"det": "0123"})
+    key = RunKey(Settings(**(nine | changes)), {"seg": "89", "det": data}, weights)
+    assert results_module.comparable_alone([alone], key) == expected
 
 
 def numbers(estimate: Estimate) -> object:

@@ -88,14 +88,17 @@ def test_prose_stands_before_and_after_each_figure(path):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
-def test_three_exercises_with_answers_that_run_as_they_are(path):
-    text = nbformat.read(path, as_version=4).cells[-1].source
-    assert text.startswith("## Exercises") and text.count("<details>") == text.count("</details>") == 3
-    answers = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert len(answers) == 3
-    for answer in answers:
-        assert "assert" in answer
-        exec(answer, {})
+def test_three_exercises_with_a_cell_for_the_answer_and_a_folded_one(path):
+    """tests/lab/test_exercises.py runs the folded answers."""
+    cells = nbformat.read(path, as_version=4).cells
+    (start,) = [i for i, cell in enumerate(cells) if cell.source.startswith("## Exercises")]
+    exercises = cells[start + 1 :]
+    assert len(exercises) == 9
+    for number, (question, own, answer) in enumerate(zip(*[iter(exercises)] * 3, strict=True), start=1):
+        assert question.source.startswith(f"**{number}.** ") and "`answer`" in question.source
+        assert f'exercises.check("{path.stem[:2]}.{number}", answer' in own.source
+        assert "answer = None  # your code" in own.source
+        assert answer.source.startswith("<details><summary>Answer</summary>") and "```python" in answer.source
 
 
 def write_notebook(path, source):

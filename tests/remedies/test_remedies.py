@@ -15,7 +15,7 @@ from torch import nn
 from mtl_utils import checkpoint, stages, training, weights
 from mtl_utils.data import MiniSet, find_classes
 from mtl_utils.files import UserError
-from mtl_utils.model import FUSE_CHANNELS, HEAD_CHANNELS, UnifiedModel, fold_batchnorm, whole_input
+from mtl_utils.model import HEAD_CHANNELS, INPUT_CHANNELS, UnifiedModel, fold_batchnorm, whole_input
 from mtl_utils.prepare.root import Root
 from mtl_utils.remedies import build as build_module
 from mtl_utils.remedies import derpp, distances, distillation, ewc, had, lwf
@@ -25,7 +25,7 @@ from mtl_utils.settings import Settings
 from mtl_utils.stages import run_stage
 from mtl_utils.transforms import Batch, Letterbox, collate
 
-WIDTH = FUSE_CHANNELS + HEAD_CHANNELS  # channels of the head features
+WIDTH = INPUT_CHANNELS + HEAD_CHANNELS  # channels of the head features
 SETTINGS = Settings(
     train_size=dict(seg=64, det=64, cls=64),
     eval_size=64,
@@ -273,8 +273,9 @@ def test_the_teacher_is_told_where_the_pictures_are():
 
 def test_the_logits_that_are_distilled_are_those_that_the_tasks_read():
     model, contents = folded(), torch.tensor([[0.0, 0, 64, 64], [8, 0, 40, 60]])
-    hidden = model.head_features(torch.rand(2, 3, 64, 64), contents)
-    outputs, grid = model.outputs(hidden, contents), model.head.last(hidden)
+    features, deep = model.features(torch.rand(2, 3, 64, 64), contents)
+    hidden = model.head.head_features(features)
+    outputs, grid = model.outputs(hidden, deep, contents), model.head.last(hidden)
     for task, expected in (("det", outputs.detection), ("seg", outputs.segmentation), ("cls", outputs.classification)):
         assert torch.equal(distillation.task_logits(grid, model.head.split, task, contents), expected)
 
