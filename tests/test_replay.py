@@ -303,4 +303,4 @@ def test_head_features_are_those_of_the_letterboxed_images_with_the_places_of_th
     assert contents.tolist() == [[0, 0, 64, 32], [0, 0, 64, 64], [0, 0, 21, 64]]
     images, content = to_batch([image for image, _ in samples], 64)
     expected = model.head_features(images, content)
-    assert features.shape == (3, 384, 8, 8) and torch.allclose(features, expected, atol=1e-5)
+    assert features.shape == expected.shape == (3, 448, 8, 8) and torch.allclose(features, expected, atol=1e-5)
