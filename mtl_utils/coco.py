@@ -12,6 +12,7 @@ from reprlib import repr as short
 from typing import Any, NamedTuple
 
 from mtl_utils import layout, pictures
+from mtl_utils.files import UserError
 from mtl_utils.pictures import Size
 from mtl_utils.tasks import COCO_NAME_OF_VOC
 
@@ -96,7 +97,7 @@ def read_set(root: Path, split: str, content: Entry) -> CocoSet:
     texts: list[Text] = []  # of the problems of the JSON itself
     for list_name in layout.COCO_LISTS:
         texts += id_problems(list_name, content[list_name])
-    texts += name_problems(names)
+    texts += name_problems(content["categories"], names)
     texts += reference_problems(content["annotations"], listed, names)
     in_other_units = unit_problem(objects, listed)
     if in_other_units is None:  # else one sentence about all boxes is enough
@@ -108,7 +109,7 @@ def read_set(root: Path, split: str, content: Entry) -> CocoSet:
         problems.append(Problem(path, in_other_units, EXPORT_AGAIN))
     problems += photo_problems(root, split, photos)
     used = {found.category for found in objects}
-    return CocoSet(path, photos, objects, used_categories(content["categories"], used), problems)
+    return CocoSet(path, photos, objects, categories_named(content["categories"], used), problems)
 
 
 def without(found: CocoSet, left_out: set[Key]) -> CocoSet:
@@ -174,11 +175,16 @@ def category_names(entries: Sequence[Entry]) -> dict[str, str]:
     return names
 
 
-def name_problems(names: dict[str, str]) -> list[Text]:
-    """Names that two categories have."""
+def name_problems(entries: Sequence[Entry], names: dict[str, str]) -> list[Text]:
+    """Categories without a name, and names that two of them have."""
+    keys = {usable_key(entry.get("id")) for entry in entries} - {None}
+    nameless = [key for key in keys if id_text(key) not in names]
+    texts = [Text(f"the category of id {key} has no name") for key in nameless]
     counts = Counter(plain_name(name) for name in names.values())
-    twice = {name: times for name, times in counts.items() if times > 1}
-    return [Text(f"the name {name!r} stands {times} times among its categories") for name, times in twice.items()]
+    for name, times in counts.items():
+        if times > 1:
+            texts.append(Text(f"the name {name!r} stands {times} times among its categories"))
+    return texts
 
 
 def plain_name(name: str) -> str:
@@ -187,15 +193,41 @@ def plain_name(name: str) -> str:
     return COCO_NAME_OF_VOC.get(words, words)
 
 
-def used_categories(entries: Sequence[Entry], used: set[str]) -> dict[str, Key]:
-    """The id of each category whose name is in `used`, by name, in the order of the JSON."""
+def categories_named(entries: Sequence[Entry], names: set[str]) -> dict[str, Key]:
+    """The id of each category whose name is in `names`, by name, in the order of the JSON."""
     ids = {}
     for entry in entries:
         key = usable_key(entry.get("id"))
         name = str(entry.get("name"))  # a JSON may hold anything there
-        if key is not None and name in used:
+        if key is not None and name in names:
             ids[name] = key
     return ids
+
+
+def categories_of(root: Path, split: str) -> list[tuple[Key, str]]:
+    """Id and name of each of COCO's categories, sorted by id.
+
+    A category without any object that is only the others' supercategory, as some tools write, is no class.
+    """
+    path = layout.coco_json(root, split)
+    content = layout.read_coco(path)
+    # what others name as theirs is a group of classes
+    parents = {str(category.get("supercategory")) for category in content["categories"]}
+    used = {id_text(annotation.get("category_id")) for annotation in content["annotations"]}
+    names = set(category_names(content["categories"]).values())
+    table = []
+    for name, key in categories_named(content["categories"], names).items():
+        if name not in parents or id_text(key) in used:
+            table.append((key, name))
+    if not table:  # a detector needs a class
+        raise UserError(f"{path} has no valid list of categories: `data check` says what is wrong.")
+    return sorted(table, key=by_id)  # the order of the output channels
+
+
+def by_id(category: tuple[Key, str]) -> tuple[bool, Key]:
+    """By what categories are sorted: numbers come before text, with which they do not compare."""
+    key, _ = category
+    return isinstance(key, str), key
 
 
 # ---- images

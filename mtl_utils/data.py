@@ -19,7 +19,7 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as TF
 
 from mtl_utils import layout, pictures
-from mtl_utils.coco import Box, CocoSet, Key, Problem, id_text, plain_name, read_set, without
+from mtl_utils.coco import Box, CocoSet, Key, Problem, categories_of, plain_name, read_set, without
 from mtl_utils.files import UserError
 from mtl_utils.progress import progress
 from mtl_utils.tasks import COCO_CLASSES, FOLDERS, IGNORE, IMAGENETTE_NAMES, Classes, Task
@@ -38,34 +38,11 @@ def find_classes(root: Path, split: str = "train") -> Classes:
     if layout.has_set(root, "cls"):
         # WordNet ids where they are known, so that a checkpoint fits the data whichever names its folders have
         names = tuple(layout.folder_of_class(root, split))
-    categories = [(key, name) for name, key in COCO_CLASSES.items()]  # id and name of each
+    categories: list[tuple[Key, str]] = [(key, name) for name, key in COCO_CLASSES.items()]
     if layout.has_set(root, "det"):
-        categories = coco_categories(root, split)
+        categories = categories_of(root, split)
     det_ids, det_names = zip(*categories, strict=True)
     return Classes(det=det_names, det_ids=det_ids, cls=names)
-
-
-def coco_categories(root: Path, split: str) -> list[tuple[int, str]]:
-    """Id and name of each of COCO's categories, sorted by id.
-
-    A category without any object that is only the others' supercategory, as some tools write, is no class.
-    """
-    path = layout.coco_json(root, split)
-    content = layout.read_coco(path)
-    # what others name as theirs is a group of classes
-    parents = {str(category.get("supercategory")) for category in content["categories"]}
-    used = {id_text(annotation.get("category_id")) for annotation in content["annotations"]}
-    table = []
-    try:
-        for category in content["categories"]:
-            key, name = category["id"], category["name"]
-            if name not in parents or id_text(key) in used:
-                table.append((key, name))
-        table.sort()  # by id: the order of the output channels
-        assert table, "a detector needs a class"
-    except (KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"{path} has no valid list of categories: `data check` says what is wrong.") from error
-    return table
 
 
 def read_image(path: Path, size: pictures.Size | None = None) -> tv_tensors.Image:

@@ -55,7 +55,7 @@ class Classes:
     """The classes that a model is built for, in the order of its output channels."""
 
     det: tuple[str, ...]  # category names
-    det_ids: tuple[int, ...]  # their COCO category ids
+    det_ids: tuple[int | str, ...]  # their COCO category ids
     cls: tuple[str, ...]  # folder names
     seg: tuple[str, ...] = VOC_CLASSES
 

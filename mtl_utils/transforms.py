@@ -97,21 +97,14 @@ def axis_window(side: int, size: int, scale: float) -> AxisWindow:
 class DropSmallBoxes(nn.Module):
     """Drops boxes, with their labels, that a window leaves smaller than MIN_BOX; a target may have no boxes."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.sanitize = v2.SanitizeBoundingBoxes(min_size=MIN_BOX, labels_getter=values_of_boxes)
-
     def forward(self, image: tv_tensors.Image, target: Target) -> Sample:
         if "boxes" not in target:
             return image, target
-        image, target = self.sanitize(image, target)  # which knows no target without boxes
-        return image, target
-
-
-def values_of_boxes(sample: Sample) -> tuple[Tensor, Tensor]:
-    """What SanitizeBoundingBoxes has to drop together with a box."""
-    _, target = sample
-    return target["labels"], target["crowd"]
+        boxes, keep = TF.sanitize_bounding_boxes(target["boxes"], min_size=MIN_BOX)  # (K, 4); (N,) bool
+        kept = {"boxes": boxes}
+        for name in ("labels", "crowd"):
+            kept[name] = target[name][keep]
+        return image, target | kept
 
 
 class Letterbox(nn.Module):

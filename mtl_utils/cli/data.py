@@ -6,12 +6,14 @@ from mtl_utils import files
 from mtl_utils.cli.evaluate import chosen_tasks
 from mtl_utils.prepare import check, fetch, folds, synthetic
 from mtl_utils.prepare.root import find_root
+from mtl_utils.tasks import SPLITS
 
 
 def check_command(options: argparse.Namespace) -> int:
     """Verify a root; the exit status says whether it has faults."""
     root = options.root or find_root().path
-    faults = check.report(root, chosen_tasks(options.tasks))
+    splits = [options.split] if options.split else SPLITS
+    faults = check.report(root, chosen_tasks(options.tasks), splits)
     return 1 if faults else 0
 
 

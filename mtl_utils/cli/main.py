@@ -121,6 +121,7 @@ def add_data_check(commands: Commands) -> None:
     text = "verify a root and list every fault"
     parser = commands.add_parser("check", help=text, parents=[root_argument(DEFAULT_ROOT)])
     parser.add_argument("--tasks", default="all", help=TASKS_HELP)
+    parser.add_argument("--split", help="check this split alone, such as test (default: train and val)")
     parser.set_defaults(command=check_command)
 
 

@@ -57,24 +57,24 @@ Photos = dict[Path, Photo]  # the sound photographs of one split
 # ---- the whole root
 
 
-def check_root(root: Path, tasks: Sequence[Task] = TASKS) -> list[Fault]:
-    """Every fault of the mini sets of some tasks below `root`; an empty list if all is well."""
+def check_root(root: Path, tasks: Sequence[Task] = TASKS, splits: Sequence[str] = SPLITS) -> list[Fault]:
+    """Every fault of some splits of the mini sets of some tasks below `root`; an empty list if all is well."""
     root = Path(root)
     faults: list[Fault] = []
     for task in tasks:
         if layout.has_set(root, task):
-            faults += check_task(root, task)
+            faults += check_task(root, task, splits)
         else:
             faults.append(Fault(FOLDERS[task], f"the {TASK_NAMES[task]} set is missing", FETCH))
     return faults
 
 
-def check_task(root: Path, task: Task) -> Iterator[Fault]:
-    """The faults of one set: of each split, and of photographs that stand in both."""
-    photos: dict[str, Photos] = {split: {} for split in SPLITS}  # each filled while its split is checked
-    for split in SPLITS:
+def check_task(root: Path, task: Task, splits: Sequence[str] = SPLITS) -> Iterator[Fault]:
+    """The faults of one set: of each split, and of photographs that stand both in train and in val."""
+    photos: dict[str, Photos] = {split: {} for split in splits}  # each filled while its split is checked
+    for split in splits:
         yield from check_split(root, task, split, photos[split])
-    yield from across_splits(root, photos["train"], photos["val"])
+    yield from across_splits(root, photos.get("train", {}), photos.get("val", {}))
 
 
 def check_split(root: Path, task: Task, split: str, photos: Photos) -> Iterator[Fault]:
@@ -115,12 +115,12 @@ def across_splits(root: Path, train: Photos, val: Photos) -> Iterator[Fault]:
             yield fault_at(root, path, f"is the same photograph as {other}", "remove one of the two")
 
 
-def report(root: Path, tasks: Sequence[Task] = TASKS) -> int:
+def report(root: Path, tasks: Sequence[Task] = TASKS, splits: Sequence[str] = SPLITS) -> int:
     """Print every fault on a line of its own, then what the root holds; returns the number of faults."""
-    faults = check_root(root, tasks)
+    faults = check_root(root, tasks, splits)
     lines = [str(fault) for fault in faults]
     lines.append(f"{'task':<15} {'split':<6} {'images':>6}  annotated")
-    for row in summary(root, tasks):
+    for row in summary(root, tasks, splits):
         lines.append(f"{row.task:<15} {row.split:<6} {row.images:>6}  {row.annotated}")
     lines.append(f"{len(faults)} fault(s) in {root}")
     print_anywhere("\n".join(lines))
@@ -134,12 +134,12 @@ def print_anywhere(text: str) -> None:
     print(printable)
 
 
-def summary(root: Path, tasks: Sequence[Task] = TASKS) -> list[SummaryRow]:
+def summary(root: Path, tasks: Sequence[Task] = TASKS, splits: Sequence[str] = SPLITS) -> list[SummaryRow]:
     """What every set of some tasks holds that is there, a row for each split."""
     rows = []
     for task in tasks:
         if layout.has_set(root, task):
-            rows += [summary_row(root, task, split) for split in SPLITS]
+            rows += [summary_row(root, task, split) for split in splits]
     return rows
 
 
@@ -224,7 +224,7 @@ def check_det(root: Path, split: str, photos: Photos) -> Iterator[Fault]:
     found = coco.read_set(root, split, content)
     present = {photo.file for photo in found.photos if photo.file}
     yield from check_photos(root, sorted(present), photos)
-    problems = found.problems + size_problems(found, photos)
+    problems = found.problems + size_problems(found, photos) + class_problems(root, split, found)
     if not content["annotations"]:
         problems.append(coco.Problem(path, "holds no object, so nothing can be learned or measured", FETCH))
     for problem in problems:
@@ -241,6 +241,21 @@ def size_problems(found: coco.CocoSet, photos: Photos) -> list[coco.Problem]:
             problem = coco.size_problem(photo, sizes, found.path.name)
             if problem:
                 problems.append(problem)
+    return problems
+
+
+def class_problems(root: Path, split: str, found: coco.CocoSet) -> list[coco.Problem]:
+    """Classes of objects that train does not have: a model could not have learned them."""
+    try:
+        categories = coco.categories_of(root, "train")
+    except UserError:  # a root without train, whose model learned elsewhere, or a fault that is listed there
+        return []
+    learned = {coco.plain_name(name) for _, name in categories}
+    problems = []
+    for name in found.category_ids:
+        if coco.plain_name(name) not in learned:
+            text = f"has objects of the class {name!r}, which train does not have"
+            problems.append(coco.Problem(found.path, text, "correct the name or remove them"))
     return problems
 
 

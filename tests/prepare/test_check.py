@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from mtl_utils import layout
+from mtl_utils.cli.main import main
 from mtl_utils.data import MiniSet, find_classes
 from mtl_utils.files import UserError
 from mtl_utils.prepare import check
@@ -178,6 +179,13 @@ FAULTS = [  # name, what breaks the root, path of the one fault, words of its pr
     ("image id twice", edit(lambda c: c["images"].append(c["images"][0])), TRAIN_JSON, "id 1 stands 2 times", "remove"),
     ("box id twice", annotation(id=1), TRAIN_JSON, "id 1 stands 2 times among its annotations", "correct or remove"),
     ("no id", edit(lambda c: c["categories"].append({"name": "kite"})), TRAIN_JSON, "categories have no id", "correct"),
+    (
+        "no name",
+        edit(lambda c: c["categories"].append({"id": 7, "name": None})),
+        TRAIN_JSON,
+        "7 has no name",
+        "correct",
+    ),
     ("no objects", edit(lambda c: c["annotations"].clear()), TRAIN_JSON, "holds no object", "data fetch"),
     (
         "file twice",
@@ -282,6 +290,34 @@ def test_all_faults_are_listed(root, capsys):
     printed = capsys.readouterr().out
     assert all(f"{fault.path}: {fault.problem} → {fault.remedy}" in printed for fault in faults)
     assert "segmentation    train       2  1 masks" in printed
+
+
+def test_a_class_of_val_that_train_does_not_have_is_a_fault(root):
+    """Marking would refuse it: a model cannot have learned the class."""
+    path = root / "mini_coco_det/annotations/mini_instances_val2017.json"
+    contents = json.loads(path.read_text())
+    contents["categories"][0]["name"] = "kite"
+    path.write_text(json.dumps(contents))
+    (fault,) = check.check_root(root)
+    assert fault.path.endswith("val2017.json")
+    assert "objects of the class 'kite', which train does not have" in fault.problem
+    assert check.check_root(root, splits=["train"]) == []
+
+
+def test_another_split_is_checked_alone(root, capsys):
+    for folder in ("mini_voc_seg", "mini_coco_det", "imagenette_160"):
+        shutil.copytree(root / folder / "val", root / folder / "test")
+    annotations = root / "mini_coco_det/annotations"
+    shutil.copy(annotations / "mini_instances_val2017.json", annotations / "mini_instances_test2017.json")
+    truncate("mini_voc_seg/train/2007_000001.jpg")(root)
+    assert main(["data", "check", str(root), "--split", "test"]) == 0, "train's fault is not its own"
+    printed = capsys.readouterr().out
+    assert "test" in printed and "train" not in printed
+    mask = next((root / "mini_voc_seg/test").glob("*.png"))
+    mask.unlink()
+    assert main(["data", "check", str(root), "--split", "test"]) == 1
+    assert f"its mask {mask.name} is missing" in capsys.readouterr().out
+    assert main(["data", "check", str(root), "--split", "hidden"]) == 1, "no such split"
 
 
 def test_faults_can_be_printed_on_any_terminal(root, monkeypatch):
