@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test fast notebooks lint types format cover fuzz mutants
+.PHONY: help venv test fast notebooks lint types format cover fuzz kills mutants
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ cover: venv  ## which lines no test runs
 
 fuzz: venv  ## thousands of mutated roots, weights and command lines; takes an hour
 	MTL_FUZZ=2000 $(BIN)/pytest tests/test_fuzz.py
+
+kills: venv  ## kill a hundred trainings at random moments and continue them; takes half an hour
+	MTL_KILLS=100 $(BIN)/pytest -s tests/test_kills.py -k random
 
 mutants: venv  ## plant small faults and see whether the tests notice; takes hours
 	$(BIN)/python tests/mutants.py

@@ -4,6 +4,8 @@ import os
 import random
 import stat
 import struct
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -14,7 +16,7 @@ import torch
 from helpers import no_waiting
 
 from mtl_utils import checkpoint, files
-from mtl_utils.files import UserError
+from mtl_utils.files import PROJECT, UserError
 from mtl_utils.run import load_model
 
 CONTENT = {"weights": {"a": torch.arange(6.0).reshape(2, 3)}, "epoch": 3, "name": "seg", "scores": [0.5, None]}
@@ -370,7 +372,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no archive": (legacy, r"it is no archive of torch\.save"),
     "repeated number": (repeated, "its tensors, to 'weights', are larger than what the file holds"),
     "memory": (
-        with_pickle(b"K\x01", b"c__builtin__\nbytearray\nM\xff\xff\x85R"),
+        with_pickle(b"K\x01", b"c__builtin__\nbytearray\nJ\xff\xff\xff\x3f\x85R"),  # a gigabyte
         r"more than weights \('\S+ bytearray'\)",
     ),
     "deep key": (with_pickle(b")" + 5_000 * b"\x85", b"N"), "a tuple of more than 1000 values"),
@@ -389,6 +391,40 @@ def test_a_hostile_file_is_refused_at_once(path, kind):
     checkpoint.save(path, CONTENT)
     make(path)
     assert_refused(path, message)
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from mtl_utils import checkpoint
+from mtl_utils.files import UserError
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes
+
+before = peak()
+for name in sys.argv[1:]:
+    try:
+        checkpoint.load(Path(name))
+    except UserError:
+        continue
+    raise SystemExit(f"{name} was not refused")
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory in other units")
+def test_refusing_hostile_files_takes_little_memory(path):
+    """Among them are files that would unpack to many gigabytes."""
+    names = []
+    for number, (make, _) in enumerate(HOSTILE.values()):
+        hostile = path.with_name(f"{number}.pt")
+        checkpoint.save(hostile, CONTENT)
+        make(hostile)
+        names.append(str(hostile))
+    done = subprocess.run([sys.executable, "-c", MEASURE, *names], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 100_000, "kilobytes"
 
 
 def test_a_file_that_is_too_large_is_not_read(path, monkeypatch):

@@ -1,6 +1,14 @@
-"""A process that is killed, at any moment at which a file is written, loses no finished epoch and changes no weight."""
+"""A process that is killed, at any moment at which a file is written, loses no finished epoch and changes no weight.
+
+The last test kills processes for real, at random moments: MTL_KILLS of them (default 3), `make kills` many.
+"""
 
 import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +16,14 @@ import pytest
 import torch
 from helpers import SETTINGS
 
-from mtl_utils import environment, files, stages
+from mtl_utils import checkpoint, environment, files, stages
+from mtl_utils.files import PROJECT
 from mtl_utils.prepare.root import Root
 from mtl_utils.run import Run
+from mtl_utils.settings import get_settings
 from mtl_utils.stages import run_stage
 
+KILLS = int(os.environ.get("MTL_KILLS", 3))
 TASKS = ["seg", "det"]
 KILLED_AT = replace(
     SETTINGS, tasks=TASKS, epochs=dict(seg=2, det=1, cls=1), ewc_weight=1.0
@@ -130,3 +141,64 @@ def count_epochs(monkeypatch, root, folder):
         patch.setattr(stages.Trainer, "epoch", lambda self, bar=None: trained.append(1) or epoch(self, bar))
         train(make_run(root, folder))
     return held + len(trained) - sum(KILLED_AT.epochs[task] for task in TASKS)
+
+
+# ---------------------------------------------------------------- real processes
+
+
+def start_training(root, runs, name):
+    """A process that begins or continues a run on one thread, whose sums are always added up in the same order."""
+    variables = os.environ | {
+        environment.RUNS: str(runs),
+        environment.IMAGENET_WEIGHTS: "nothing",
+        "OMP_NUM_THREADS": "1",
+    }
+    words = ["train", "--profile", "smoke", "--tasks", ",".join(TASKS), "--data-root", root, "--name", name, "--resume"]
+    command = [sys.executable, "-m", "mtl_utils", *map(str, words)]
+    return subprocess.Popen(command, cwd=PROJECT, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def opened(root, folder):
+    return Run(get_settings("smoke", tasks=TASKS), folder, Root(root, "--data-root"))
+
+
+def epochs_held(run):
+    """Epochs that a run's folder holds, of finished stages and of the one that was stopped."""
+    held = 0
+    for task in TASKS:
+        result = run.result(task)
+        state = run.path(task, ".state.pt")
+        if result:
+            held += len(result.history)
+        elif state.exists():
+            held += len(checkpoint.load(state).get("history", []))
+    return held
+
+
+def test_real_processes_killed_at_random_moments_lose_nothing(tiny_root, tmp_path, monkeypatch):
+    monkeypatch.setenv(environment.IMAGENET_WEIGHTS, "nothing")
+    started = time.monotonic()
+    assert start_training(tiny_root, tmp_path, "whole").wait() == 0
+    seconds = time.monotonic() - started
+    expected = content(opened(tiny_root, tmp_path / "whole"))
+    moments = random.Random(0)
+    killed = number = 0
+    while killed < KILLS:
+        number += 1
+        run = opened(tiny_root, tmp_path / f"run {number}")
+        code, held = None, 0
+        while code != 0:
+            process = start_training(tiny_root, tmp_path, run.folder.name)
+            try:
+                _, complaint = process.communicate(timeout=moments.uniform(0, seconds))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                _, complaint = process.communicate()
+            code = process.returncode
+            assert code in (0, -signal.SIGKILL), complaint.decode()
+            killed += code == -signal.SIGKILL
+            assert epochs_held(run) >= held, "an epoch that was finished is gone"
+            held = epochs_held(run)
+        assert_same(content(run), expected)
+        assert not list(run.folder.glob("*.part"))
+    print(f"{killed} processes killed in {number} runs of {seconds:.0f} s")
