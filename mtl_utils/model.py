@@ -169,7 +169,7 @@ def whole_input(images: Tensor) -> Tensor:
     """The content (B, 4) of images (B, 3, H, W) without padding: XYXY in input pixels, as all contents."""
     height, width = images.shape[-2:]
     corners = torch.tensor([0.0, 0.0, width, height], device=images.device)
-    return corners.expand(len(images), 4)
+    return corners.expand(images.shape[0], 4)
 
 
 def axis_edges(content: Tensor, axis: int, input_size: int, cells: int) -> tuple[Tensor, Tensor]:
@@ -242,7 +242,7 @@ class ContentGrid:
         over_cells = outer_product(over_rows, over_columns)  # (B, bins * bins, h * w)
         cells = x.flatten(2).mT  # (B, h * w, C)
         pooled = over_cells.to(x.dtype) @ cells  # (B, bins * bins, C)
-        return pooled.mT.reshape(len(x), -1, bins, bins)
+        return pooled.mT.reshape(x.shape[0], -1, bins, bins)
 
     def spread(self, pooled: Tensor) -> Tensor:
         """The inverse: (B, C, bins, bins) interpolated bilinearly to (B, C, h, w)."""
@@ -252,7 +252,7 @@ class ContentGrid:
         to_cells = outer_product(to_rows, to_columns)  # (B, h * w, bins * bins)
         parts = pooled.flatten(2).mT  # (B, bins * bins, C)
         spread = to_cells.to(pooled.dtype) @ parts  # (B, h * w, C)
-        return spread.mT.reshape(len(pooled), -1, self.rows, self.columns)
+        return spread.mT.reshape(pooled.shape[0], -1, self.rows, self.columns)
 
 
 def outer_product(rows: Tensor, columns: Tensor) -> Tensor:

@@ -17,7 +17,16 @@ import pytest
 from mtl_utils.files import PROJECT
 
 PACKAGE = PROJECT / "mtl_utils"
-FOLDERS = ("prepare", "remedies", "experiments", "plots", "publish", "lab", "cli")  # each may import those before it
+FOLDERS = (
+    "prepare",
+    "remedies",
+    "export",
+    "experiments",
+    "plots",
+    "publish",
+    "lab",
+    "cli",
+)  # each may import those before it
 # the order in which the core is read; a file imports only files before it, but for those ahead
 READING_ORDER = (
     "tasks", "settings", "model", "detection", "losses", "layout", "pictures", "coco", "data", "transforms", "replay",

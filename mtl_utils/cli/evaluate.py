@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from torch import nn
+
 from mtl_utils import layout
 from mtl_utils.cli.guard import guarded
 from mtl_utils.data import MiniSet
@@ -27,9 +29,8 @@ def evaluate_command(arguments: list[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of eval.py."""
     parser = argparse.ArgumentParser(prog="eval.py", description="Evaluate a trained model on the mini sets.")
-    parser.add_argument(
-        "--weights", required=True, type=Path, help="a stageN_*.pt file of a run, or data/weights/three_tasks.pt"
-    )
+    weights = "a stageN_*.pt file of a run, data/weights/three_tasks.pt, or an .onnx file of the command export"
+    parser.add_argument("--weights", required=True, type=Path, help=weights)
     # the assignment spells it --data_root
     parser.add_argument("--data_root", "--data-root", dest="data_root", required=True, help="folder of the mini sets")
     parser.add_argument("--tasks", default="all", help="all, or some of seg,det,cls with commas between")
@@ -44,17 +45,29 @@ def make_parser() -> argparse.ArgumentParser:
 def mark(options: argparse.Namespace) -> None:
     """Evaluate, print, and write JSON if that is asked for."""
     tasks = chosen_tasks(options.tasks)
-    model, content = load_model(options.weights)
-    classes = Classes.from_dict(content["classes"])
+    model, classes, eval_size = open_model(options.weights)
     root = find_root(options.data_root, tasks).path
     present = tasks_to_mark(root, tasks, options.tasks)
     datasets = with_truth([MiniSet(task, root, options.split, classes, options.skip_broken) for task in present])
     say_what_was_mapped(datasets)
     say_what_was_left_out(datasets)
-    evaluation = predict_and_evaluate(model, datasets, content["settings"]["eval_size"])
+    evaluation = predict_and_evaluate(model, datasets, eval_size)
     print_marks(evaluation.metrics, {dataset.task: len(dataset.left_out) for dataset in datasets})
     if options.json:
         write_marks(options.json, options, datasets, evaluation)
+
+
+def open_model(path: Path) -> tuple[nn.Module, Classes, int]:
+    """A model from a checkpoint or from an exported file, its classes, and the side of the input it is evaluated at."""
+    if path.suffix != ".onnx":
+        model, content = load_model(path)
+        return model, Classes.from_dict(content["classes"]), content["settings"]["eval_size"]
+    try:
+        from mtl_utils.export.onnx_read import OnnxModel  # here, since onnxruntime is an extra
+    except ImportError as error:
+        raise UserError(f"{path} needs onnxruntime: pip install onnxruntime, or name a .pt file.") from error
+    exported = OnnxModel(path)
+    return exported, exported.classes, exported.eval_size
 
 
 def chosen_tasks(text: str) -> tuple[Task, ...]:

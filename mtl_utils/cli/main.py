@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mtl_utils.cli.data import check_command, fetch_command, fold_command, synthetic_command
+from mtl_utils.cli.export import export_command
 from mtl_utils.cli.guard import guarded
 from mtl_utils.cli.lab import grade_command, lab_command
 from mtl_utils.cli.research import links_command, log_command, publish_command, study_command, translate_command
@@ -48,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_bench(commands)
     add_log(commands)
     add_study(commands)
+    add_export(commands)
     add_grade(commands)
     add_lab(commands)
     add_links(commands)
@@ -174,6 +176,18 @@ def add_study(commands: Commands) -> None:
     seeds = "one run of each kind for every seed (default: 0 1 2 for seeds, else 0)"
     parser.add_argument("--seeds", type=int, nargs="+", help=seeds)
     parser.set_defaults(command=study_command, after_stop=CONTINUE)
+
+
+def add_export(commands: Commands) -> None:
+    """The command export."""
+    text = "write trained weights as ONNX, for programs without torch"
+    parser = commands.add_parser("export", help=text)
+    parser.add_argument("weights", type=Path, help="a stageN_*.pt file of a run, or data/weights/three_tasks.pt")
+    parser.add_argument("--out", type=Path, help="the file to write (default: beside the weights)")
+    int8 = "also write it in eight bits, whose ranges are those of training images"
+    parser.add_argument("--int8", action="store_true", help=int8)
+    parser.add_argument("--data-root", help=f"folder of the mini sets, for --int8 (default: {DEFAULT_ROOT})")
+    parser.set_defaults(command=export_command)
 
 
 def add_grade(commands: Commands) -> None:
