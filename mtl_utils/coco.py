@@ -412,8 +412,8 @@ def lies_inside(start: float, length: float, limit: float) -> bool:
 
 def repeated_problem(objects: Sequence[CocoObject]) -> list[Text]:
     """Objects that are listed more than once, where there are more of them than COCO's own files hold."""
-    # ids aside, since two merged exports have two ids for one object
-    counts = Counter((found.photo, found.category, found.box) for found in objects)
+    # ids aside, since two merged exports have two ids for one object; to a pixel, since one of them may be rounded
+    counts = Counter((found.photo, found.category, *map(round, found.box)) for found in objects)
     repeated = len(objects) - len(counts)
     if repeated <= REPEATED_SHARE * len(objects):
         return []
@@ -430,6 +430,9 @@ def unit_problem(objects: Sequence[CocoObject], listed: Listed) -> str | None:
         return None
     if all(max(found.box) <= 1 for found in objects):
         return "gives all boxes as parts of the image, not in pixels"
+    in_parts = [found for found in objects if max(found.box) <= 1]
+    if len(in_parts) > 1:  # two exports in one file; a single such box may be a slip of the mouse
+        return f"gives {len(in_parts)} of its {len(objects)} boxes as parts of the image, the others in pixels"
     if all_within(objects, listed, PERCENT):
         return "gives all boxes in per cent of the image, or in a corner of 100 x 100 pixels"
     if only_fit_as_corners(objects, listed):

@@ -116,13 +116,24 @@ class MiniSet(Dataset[Sample]):
 
     def entries(self) -> list["Entry"]:
         """Every image of the set with what is known about it, before anything is decoded."""
+        # first what would be left out without a word
         if self.task == "seg":
+            self.refuse_or_note(layout.voc_problems(self.root, self.split))
             return seg_entries(self.root, self.split)
         if self.task == "det":
             if self.skip_broken:
                 self.leave_out_problems()
             return det_entries(self.coco, self.classes)
+        self.refuse_or_note(layout.class_problems(self.root, self.split))
         return cls_entries(self.root, self.split, self.classes)
+
+    def refuse_or_note(self, found: Sequence[tuple[Path, str, str]]) -> None:
+        """Raise UserError for files and folders that would not be read, or note them where such are left out."""
+        problems = [Problem(*each) for each in found]
+        if self.skip_broken:
+            self.left_out += map(problem_text, problems)
+        else:
+            raise_first(problems)
 
     def leave_out_problems(self) -> None:
         """Take the images of a detection set out that its JSON has a problem with."""

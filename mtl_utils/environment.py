@@ -35,7 +35,7 @@ def run_folder() -> str | None:
 def runs_folder() -> Path:
     """The folder that holds the runs: MTL_RUNS, else runs/ of the project."""
     chosen = os.environ.get(RUNS)
-    return Path(chosen) if chosen else files.PROJECT / "runs"
+    return Path(os.path.expanduser(chosen)) if chosen else files.PROJECT / "runs"
 
 
 def skip_broken() -> bool:

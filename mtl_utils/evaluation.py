@@ -117,8 +117,7 @@ def predict(model: nn.Module, images: Sequence[Tensor], size: int) -> list[Predi
     predictions = []
     for index, image in enumerate(images):
         shape = image.shape[-2:]
-        logits = letterbox.undo_mask(outputs.segmentation[index], shape)  # (21, H, W)
-        mask = logits.max(0).indices.byte().cpu()  # several times faster than argmax
+        mask = letterbox.undo_classes(outputs.segmentation[index], shape).cpu()  # (H, W)
         found = own_boxes(detections[index], letterbox, shape)
         predictions.append(Prediction(mask, found, probabilities[index]))
     return predictions

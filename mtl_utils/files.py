@@ -36,7 +36,7 @@ class UserError(Exception):
 
 def user_path(value: str | Path) -> Path:
     """A path that a user gave: relative ones count from the current folder, or else from the project's."""
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))  # which leaves a user that there is not as it is
     if path.exists():
         return path.resolve()
     return (PROJECT / path).resolve()

@@ -141,9 +141,33 @@ def voc_masks(root: Path, split: str) -> list[Path]:
 def voc_pairs(root: Path, split: str) -> list[tuple[Path, Path | None]]:
     """Every photograph of the split with its mask (None: there is none), sorted by name; a mask is never an image."""
     folder, _ = voc_folders(root, split)
-    mask_of_name = {mask.stem: mask for mask in voc_masks(root, split)}
+    mask_of_name = {comparable(mask.stem): mask for mask in voc_masks(root, split)}
     images = entries(folder, VOC_PHOTO)  # no PNG: in a shared folder the PNGs are the masks
-    return [(image, mask_of_name.get(image.stem)) for image in images]
+    return [(image, mask_of_name.get(comparable(image.stem))) for image in images]
+
+
+def voc_problems(root: Path, split: str) -> list[tuple[Path, str, str]]:
+    """Masks without a photograph, and files of one name: path, problem and remedy of each.
+
+    Either would be left out without a word, or another mask would be taken.
+    """
+    images = [image for image, _ in voc_pairs(root, split)]
+    masks = voc_masks(root, split)
+    problems = []
+    # as voc_pairs compares them
+    names = {comparable(image.stem) for image in images}
+    for mask in masks:
+        if comparable(mask.stem) not in names:
+            text = f"the image {mask.stem}.jpg of this mask is missing"
+            problems.append((mask, text, "add the image or remove the mask"))
+    # one mask would be taken for both photographs, or one of two masks
+    for paths in (images, masks):
+        first_of_name: dict[str, Path] = {}
+        for path in paths:
+            first = first_of_name.setdefault(comparable(path.stem), path)
+            if first != path:
+                problems.append((path, f"has the same name as {first.name}", "rename or remove one of the two"))
+    return problems
 
 
 # ---- detection: COCO
@@ -211,9 +235,10 @@ class PhotoFinder:
     def __init__(self, root: Path, split: str):
         home = Path(root) / FOLDERS["det"]
         others: set[str] = set()  # folders of other splits
-        for name, words in SPLIT_NAMES.items():
-            if name != split:
+        for words in SPLIT_NAMES.values():
+            if split not in words:
                 others.update(words)
+        self.own = split_folder(root, "det", split)
         self.paths: dict[str, list[Path]] = defaultdict(list)  # by comparable name
         for path in files_below(home):
             folders = path.relative_to(home).parts[:-1]
@@ -227,6 +252,8 @@ class PhotoFinder:
         candidates = self.paths.get(parts[-1], [])
         fits = [common_ending(parts, path) for path in candidates]
         best = [path for path, fit in zip(candidates, fits, strict=True) if fit == max(fits)]
+        if len(best) > 1:  # a copy elsewhere, such as a backup, is not meant
+            best = [path for path in best if self.own in path.parents]
         return best[0] if len(best) == 1 else None
 
 
@@ -340,6 +367,16 @@ def folder_of_class(root: Path, split: str) -> dict[str, Path]:
     for first, second in class_twins(folders):  # the first pair will do: `data check` lists all
         raise UserError(f"{second} and {first.name} mean the same class: put their images into one folder.")
     return {class_name(folder.name): folder for folder in folders}
+
+
+def class_problems(root: Path, split: str) -> list[tuple[Path, str, str]]:
+    """Class folders without images: path, problem and remedy of each. What is meant may lie in a folder below it."""
+    problems = []
+    # of a folder that holds no images nothing is read
+    for folder in class_folders(root, split):
+        if not class_images(folder):
+            problems.append((folder, "the class folder is empty", "add images of the class or remove the folder"))
+    return problems
 
 
 def class_images(folder: Path) -> list[Path]:

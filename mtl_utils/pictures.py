@@ -26,6 +26,7 @@ GREY_16 = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of grey pic
 LARGEST_16 = 65535  # the brightest value of 16 bits
 STEP_16 = 257  # of 16 bits to one of 8: 65535 = 255 * 257
 BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises on most damaged pictures
+PNG_START = b"\x89PNG"  # how such a file begins
 NO_CLASS = -1  # in the place of a class: the colour belongs to none
 
 # what undoes each EXIF orientation but 1, which is upright
@@ -71,7 +72,12 @@ def decode(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken EXIF data does no harm
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(path.read_bytes()))
+            if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+                raise OSError("it is a folder, a pipe or a device")
+            data = path.read_bytes()
+            if data.startswith(PNG_START):
+                Image.open(io.BytesIO(data)).verify()  # its checksums, which loading alone leaves out
+            picture = Image.open(io.BytesIO(data))
             picture.load()
             return picture
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

@@ -25,7 +25,7 @@ from mtl_utils import checkpoint, environment
 from mtl_utils.data import MiniSet, find_classes
 from mtl_utils.evaluation import StageMetrics, TaskMetrics
 from mtl_utils.files import UserError, read_json, write_json
-from mtl_utils.model import UnifiedModel, place_model
+from mtl_utils.model import MAX_STRIDE, UnifiedModel, place_model
 from mtl_utils.prepare.root import Root, find_root, fingerprint
 from mtl_utils.settings import Settings, get_settings
 from mtl_utils.tasks import SPLITS, TASKS, Classes, Task, stage_name
@@ -39,6 +39,7 @@ from mtl_utils.weights import (
     verify_file,
 )
 
+MAX_SIDE = 4096  # pixels of an input that a checkpoint may name
 CHECKED = "checked.json"
 LOCK = ".lock"
 
@@ -365,11 +366,29 @@ def load_model(path: Path) -> tuple[UnifiedModel, dict[str, Any]]:
     remedy = "take one that it has trained"
     try:
         # the classes decide the shapes of the last layer
-        model = build(Settings(), Classes.from_dict(content["classes"]))
+        model = build(Settings(), checked_classes(content["classes"]))
+        check_eval_size(content["settings"]["eval_size"])
         load_weights(model, content["model"])
         model.has_imagenet_trunk = content["initial_weights"] != NOTHING
     except Mismatch as error:
         raise UserError(f"{path} holds no model that this version can build ({error}): {remedy}.") from error
-    except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"{path} holds no model that this version can build: {remedy}.") from error
     return place_model(model.eval(), "cpu"), content  # the caller moves it on
+
+
+def checked_classes(values: dict[str, Any]) -> Classes:
+    """The classes of a checkpoint. Raises ValueError, or as from_dict does, for anything else in their place."""
+    classes = Classes.from_dict(values)
+    for name in (*classes.det, *classes.cls):
+        if not isinstance(name, str):
+            raise ValueError("a class has no name")
+    if len(classes.det) != len(classes.det_ids):
+        raise ValueError("ids and names of classes differ in number")
+    return classes
+
+
+def check_eval_size(value: object) -> None:
+    """Raise ValueError for anything but the side of an input, in pixels."""
+    if not isinstance(value, int) or not 0 < value <= MAX_SIDE or value % MAX_STRIDE != 0:
+        raise ValueError("the input has no size")

@@ -28,6 +28,7 @@ SCALES = {
     "cls": (0.6, 2.0),
 }
 MIN_BOX = 4  # pixels: a box that the crop leaves smaller is no longer recognisable
+STRIP = 256  # rows of an image whose classes are looked up at once
 JITTER = 0.4  # brightness, contrast and saturation change by a factor between 1 - JITTER and 1 + JITTER
 
 Targets = list[Target] | Tensor  # of a batch: a target for each image (seg, det), or labels (B,) int64 (cls)
@@ -132,13 +133,32 @@ class Letterbox(nn.Module):
         below = self.size - height
         return pad_sample(image, target, [0, 0, right, below])
 
-    def undo_mask(self, logits: Tensor, shape: Sequence[int]) -> Tensor:
-        """Logits (C, h, w) of the square's cells to logits (C, *shape) of the image's pixels, bilinearly."""
+    def undo_mask(self, logits: Tensor, shape: Sequence[int], wanted: slice = slice(None)) -> Tensor:
+        """Logits (C, h, w) of the square's cells to logits (C, *shape) of the image's pixels, bilinearly.
+
+        wanted: which of the image's rows; all by default.
+        """
         height, width = self.content(shape)
         _, cell_rows, cell_columns = logits.shape
         rows = pixels_from_cells(shape[0], height / self.size, cell_rows)  # (H, h)
         columns = pixels_from_cells(shape[1], width / self.size, cell_columns)  # (W, w)
-        return rows.to(logits) @ logits @ columns.to(logits).mT
+        rows = rows[wanted].to(logits)
+        columns = columns.to(logits)
+        return rows @ logits @ columns.mT
+
+    def undo_classes(self, logits: Tensor, shape: Sequence[int]) -> Tensor:
+        """Logits (C, h, w) of the square's cells to the best class (H, W) uint8 of each of the image's pixels.
+
+        Some rows at a time: for a photograph of 35 megapixels all logits would take 3 GB.
+        """
+        strips = []
+        for start in range(0, shape[0], STRIP):
+            rows = slice(start, start + STRIP)
+            of_rows = self.undo_mask(logits, shape, rows)  # (C, STRIP, W)
+            best = of_rows.max(0)  # several times faster than argmax
+            classes = best.indices.byte()
+            strips.append(classes)
+        return torch.cat(strips)
 
     def undo_boxes(self, boxes: Tensor, shape: Sequence[int]) -> Tensor:
         """Boxes (N, 4) XYXY in pixels of the square to boxes in the image's own pixels, cut off at its sides."""

@@ -187,6 +187,9 @@ def differences(own: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
             missing.append(f"{shown(name)} is missing")
             continue
         shape = getattr(state[name], "shape", None)  # None for what is no tensor
+        if shape is not None and state[name].is_floating_point() != tensor.is_floating_point():
+            shapes.append(f"{shown(name)} is {state[name].dtype} instead of {tensor.dtype}")
+            continue
         if shape != tensor.shape:
             there = "no tensor" if shape is None else tuple(shape)
             shapes.append(f"{shown(name)} is {there} instead of {tuple(tensor.shape)}")

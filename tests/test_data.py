@@ -1,5 +1,7 @@
 import json
 import math
+import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import change_json, json_file
+from helpers import change_json, json_file, no_waiting
 from PIL import Image
 from torchvision import tv_tensors
 
@@ -313,7 +315,8 @@ def test_a_model_of_classes_by_their_own_names_reads_wordnet_ids(tiny_root):
 
 
 def test_two_folders_of_one_class_are_refused(own_root):
-    (own_root / FOLDERS["cls"] / "val" / "Tench").mkdir()
+    folder = own_root / FOLDERS["cls"] / "val"
+    shutil.copytree(folder / "n01440764", folder / "Tench")
     with pytest.raises(UserError, match=r"Tench.* mean the same class: put"):
         MiniSet("cls", own_root, "val", find_classes(own_root))
 
@@ -631,3 +634,104 @@ def test_what_is_no_coco_json_is_named_in_one_sentence(tmp_path, text):
     (tmp_path / "boxes.json").write_text(text)
     with pytest.raises(UserError, match=r"boxes\.json is not a COCO JSON"):
         layout.read_coco(tmp_path / "boxes.json")
+
+
+# ---------------------------------------------------------------- what would be left out or mistaken without a word
+
+
+def refused_by_both(root, task, split, match):
+    """The loader and `data check` refuse alike."""
+    with pytest.raises(UserError, match=match):
+        load(root, task, split)
+    assert any(re.search(match, str(fault)) for fault in check_root(root))
+
+
+def test_an_empty_class_folder_is_refused(own_root):
+    """Its images may lie in a folder below it."""
+    folder = next((own_root / FOLDERS["cls"] / "val").iterdir())
+    (folder / "images").mkdir()
+    for path in folder.glob("*.JPEG"):
+        path.rename(folder / "images" / path.name)
+    refused_by_both(own_root, "cls", "val", f"{folder.name}: the class folder is empty")
+
+
+def test_two_photographs_of_one_name_do_not_share_a_mask(own_root):
+    folder = own_root / FOLDERS["seg"] / "val"
+    path = next(folder.glob("*.jpg"))
+    shutil.copy(path, path.with_suffix(".jpeg"))
+    refused_by_both(own_root, "seg", "val", f"{path.stem}.* has the same name as")
+
+
+def test_a_mask_without_its_photograph_is_refused(own_root):
+    folder = own_root / FOLDERS["seg"] / "val"
+    path = next(folder.glob("*.jpg"))
+    path.rename(path.with_suffix(".tif"))
+    refused_by_both(own_root, "seg", "val", "of this mask is missing")
+
+
+def test_a_mask_is_found_whatever_the_capitals_and_accents(own_root):
+    folder = own_root / FOLDERS["seg"] / "val"
+    expected = [target["mask"].tolist() for _, target in load(own_root, "seg", "val")]
+    mask = next(folder.glob("*.png"))
+    photo = mask.with_suffix(".jpg")
+    mask.rename(folder / "0\u00fc.png")  # one character, sorted first as before
+    photo.rename(folder / "0U\u0308.JPG")  # two, and capitals
+    found = [target["mask"].tolist() for _, target in load(own_root, "seg", "val")]
+    assert sorted(found) == sorted(expected)
+
+
+def test_a_png_mask_whose_checksum_fails_is_refused(own_root):
+    """Pillow alone would read other classes from it."""
+    path = next((own_root / FOLDERS["seg"] / "val").glob("*.png"))
+    data = bytearray(path.read_bytes())
+    start = data.index(b"IDAT") + 8
+    data[start] ^= 4
+    path.write_bytes(data)
+    refused_by_both(own_root, "seg", "val", "cannot be decoded")
+
+
+def test_some_boxes_as_parts_of_the_image_are_refused(own_root):
+    """Two exports in one file."""
+
+    def shrink(contents):
+        sizes = {image["id"]: (image["width"], image["height"]) for image in contents["images"]}
+        for entry in contents["annotations"][:2]:
+            width, height = sizes[entry["image_id"]]
+            left, top, box_width, box_height = entry["bbox"]
+            entry["bbox"] = [left / width, top / height, box_width / width, box_height / height]
+
+    change_json(own_root, shrink, "val")
+    refused_by_both(own_root, "det", "val", r"gives 2 of its \d+ boxes as parts of the image")
+
+
+def test_annotations_that_are_there_twice_are_found_though_one_export_is_rounded(own_root):
+    def repeat(contents):
+        for entry in list(contents["annotations"]):
+            box = [round(value + 0.2) for value in entry["bbox"]]
+            contents["annotations"].append(entry | {"id": entry["id"] + 10_000, "bbox": box})
+
+    change_json(own_root, repeat, "val")
+    refused_by_both(own_root, "det", "val", "repeat another one")
+
+
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_a_split_may_be_asked_for_by_its_folders_name(own_root, name):
+    expected = targets(load(own_root, "det", "val"))
+    (own_root / FOLDERS["det"] / "val").rename(own_root / FOLDERS["det"] / name)
+    annotations = own_root / FOLDERS["det"] / "annotations"
+    (annotations / "mini_instances_val2017.json").rename(annotations / f"{name}.json")
+    assert targets(load(own_root, "det", name)) == expected
+
+
+def test_the_photograph_in_the_splits_own_folder_is_meant(own_root):
+    expected = targets(load(own_root, "det", "val"))
+    home = own_root / FOLDERS["det"]
+    shutil.copytree(home / "val", home / "backup")
+    assert targets(load(own_root, "det", "val")) == expected
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes in folders")
+def test_a_pipe_is_no_photograph(own_root):
+    os.mkfifo(next((own_root / FOLDERS["cls"] / "val").iterdir()) / "x.jpg")
+    with no_waiting():
+        refused_by_both(own_root, "cls", "val", "a pipe or a device")

@@ -423,3 +423,12 @@ def test_all_of_a_batch_moves_to_a_device(task):
     else:
         assert [target.keys() for target in moved.targets] == [target.keys() for target in batch.targets]
         assert all(value.is_meta for value in moved.targets[0].values())
+
+
+@pytest.mark.parametrize("shape", [(1, 40), (255, 30), (256, 30), (700, 20)])
+def test_classes_are_the_same_in_strips(shape):
+    logits = torch.randn(21, 12, 12, generator=torch.Generator().manual_seed(0))
+    letterbox = Letterbox(96)
+    expected = letterbox.undo_mask(logits, shape).argmax(0)
+    found = letterbox.undo_classes(logits, shape)
+    assert found.dtype == torch.uint8 and torch.equal(found.long(), expected)

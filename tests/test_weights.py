@@ -180,8 +180,31 @@ def trained(tmp_path) -> Path:
     """A file as a stage writes it, of an untrained model."""
     path = tmp_path / "three.pt"
     state = checkpoint.halved(UnifiedModel(3, 3).state_dict())
-    checkpoint.save(path, {"classes": CLASSES.as_dict(), "initial_weights": "nothing", "model": state})
+    content = {"classes": CLASSES.as_dict(), "settings": {"eval_size": 64}, "initial_weights": "nothing"}
+    checkpoint.save(path, content | {"model": state})
     return path
+
+
+SPOILED = {
+    "no settings": lambda content: content.pop("settings"),
+    "no size": lambda content: content["settings"].clear(),
+    "size 0": lambda content: content["settings"].update(eval_size=0),
+    "odd size": lambda content: content["settings"].update(eval_size=447),
+    "size as text": lambda content: content["settings"].update(eval_size="448"),
+    "huge size": lambda content: content["settings"].update(eval_size=32 * 10**6),
+    "classes are numbers": lambda content: content["classes"].update(cls=[1, 2, 3]),
+    "an id too few": lambda content: content["classes"].update(det_ids=[7, 42]),
+    "whole numbers": lambda content: content["model"].update({"head.2.bias": content["model"]["head.2.bias"].char()}),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILED)
+def test_what_marking_needs_beside_the_weights_is_looked_at(trained, kind):
+    content = checkpoint.load(trained)
+    SPOILED[kind](content)
+    checkpoint.save(trained, content)
+    with pytest.raises(UserError, match=r"three\.pt holds no model that this version can build.*take one that it has"):
+        load_model(trained)
 
 
 def change_state(path: Path, change) -> None:

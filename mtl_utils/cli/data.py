@@ -12,7 +12,7 @@ from mtl_utils.tasks import SPLITS
 def check_command(options: argparse.Namespace) -> int:
     """Verify a root; the exit status says whether it has faults."""
     root = options.root or find_root().path
-    splits = [options.split] if options.split else SPLITS
+    splits = SPLITS if options.split is None else [options.split]
     faults = check.report(root, chosen_tasks(options.tasks), splits)
     return 1 if faults else 0
 

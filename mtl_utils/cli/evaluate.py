@@ -34,12 +34,27 @@ def make_parser() -> argparse.ArgumentParser:
     # the assignment spells it --data_root
     parser.add_argument("--data_root", "--data-root", dest="data_root", required=True, help="folder of the mini sets")
     parser.add_argument("--tasks", default="all", help="all, or some of seg,det,cls with commas between")
-    parser.add_argument("--split", default="val", help="the split to evaluate (default: val)")
+    parser.add_argument("--split", type=split_name, default="val", help="the split to evaluate (default: val)")
     skip = "leave out images that are broken or wrongly labelled; their number is printed beside the result"
     parser.add_argument("--skip-broken", action="store_true", help=skip)
     parser.add_argument("--debug", action="store_true", help="show where in the code a mistake was found")
-    parser.add_argument("--json", type=Path, help="also write all metrics, with per-class tables, to this file")
+    parser.add_argument("--json", type=json_file, help="also write all metrics, with per-class tables, to this file")
     return parser
+
+
+def split_name(text: str) -> str:
+    """The name of a split, for argparse: one folder's, else another folder would be taken for it."""
+    if not text.strip() or text in (".", "..") or "/" in text or "\\" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a split, such as val or test")
+    return text
+
+
+def json_file(text: str) -> Path:
+    """The name of a file to write, for argparse: a mistake is said before minutes are spent."""
+    path = Path(text)
+    if not path.name or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a file to write")
+    return path
 
 
 def mark(options: argparse.Namespace) -> None:

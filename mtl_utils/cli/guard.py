@@ -25,16 +25,26 @@ def guarded(function: Callable[[], int | None], after_stop: str = "", debug: boo
     with stoppable() as signals:
         try:
             return function() or 0
-        except UserError as error:
+        except (UserError, OSError, MemoryError) as error:
             if debug:
                 traceback.print_exc()
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {sentence(error)}", file=sys.stderr)
             return FAILED
         except KeyboardInterrupt:
             message = f"stopped; {after_stop}" if after_stop else "stopped"
             print(f"\n{message}", file=sys.stderr)
             number = signals[0] if signals else signal.SIGINT  # a library may raise it by itself
             return STOPPED + number
+
+
+def sentence(error: Exception) -> str:
+    """What went wrong, on one line whatever a file's name holds."""
+    text = str(error)
+    if isinstance(error, OSError):  # that nobody expected: a name that is too long, a folder without permission
+        text = f"{error.filename}: {error.strerror}: name another file or folder."
+    elif isinstance(error, MemoryError):
+        text = "there is not enough memory: close other programs, or take smaller pictures."
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mtl_utils.cli.data import check_command, fetch_command, fold_command, synthetic_command
+from mtl_utils.cli.evaluate import split_name
 from mtl_utils.cli.export import export_command
 from mtl_utils.cli.guard import guarded
 from mtl_utils.cli.lab import grade_command, lab_command
@@ -22,6 +23,8 @@ DESCRIPTION = "Train one network on three tasks in sequence, measure what it for
 
 TASKS_HELP = "all, or some of seg,det,cls with commas between (default: all)"
 DEFAULT_ROOT = "MTL_DATA_ROOT, else data/, else data/synthetic/"  # as in prepare.root.find_root
+
+MAX_SEED = 2**63 - 1
 
 # what is printed after Ctrl-C
 CONTINUE = "finished epochs are kept: run again to continue"
@@ -89,13 +92,21 @@ def add_restart(commands: Commands) -> None:
     parser.set_defaults(command=restart_command, after_stop=CONTINUE_RUN)
 
 
+def seed_number(text: str) -> int:
+    """A seed, for argparse: torch takes 64 bits."""
+    number = int(text)
+    if not 0 <= number <= MAX_SEED:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 0 to {MAX_SEED}")
+    return number
+
+
 def add_train(commands: Commands) -> None:
     """The command train."""
     text = "the three stages without notebooks"
     parser = commands.add_parser("train", help=text, parents=[run_options()])
     parser.add_argument("--resume", action="store_true", help="continue the run of that name where it was stopped")
     seed = "of random weights, order of images, augmentation and replay (default: 0)"
-    parser.add_argument("--seed", type=int, default=0, help=seed)
+    parser.add_argument("--seed", type=seed_number, default=0, help=seed)
     parser.add_argument("--tasks", default="all", help=TASKS_HELP)
     parser.add_argument("--no-replay", action="store_true", help="train without replay, to see what is then forgotten")
     parser.set_defaults(command=train_command, after_stop=CONTINUE_TRAINING)
@@ -123,7 +134,9 @@ def add_data_check(commands: Commands) -> None:
     text = "verify a root and list every fault"
     parser = commands.add_parser("check", help=text, parents=[root_argument(DEFAULT_ROOT)])
     parser.add_argument("--tasks", default="all", help=TASKS_HELP)
-    parser.add_argument("--split", help="check this split alone, such as test (default: train and val)")
+    parser.add_argument(
+        "--split", type=split_name, help="check this split alone, such as test (default: train and val)"
+    )
     parser.set_defaults(command=check_command)
 
 
@@ -174,7 +187,7 @@ def add_study(commands: Commands) -> None:
     parser = commands.add_parser("study", help=text, parents=[recipe_options()])
     parser.add_argument("--what", choices=STUDIES, required=True, help="which runs; memory: buffer sizes")
     seeds = "one run of each kind for every seed (default: 0 1 2 for seeds, else 0)"
-    parser.add_argument("--seeds", type=int, nargs="+", help=seeds)
+    parser.add_argument("--seeds", type=seed_number, nargs="+", help=seeds)
     parser.set_defaults(command=study_command, after_stop=CONTINUE)
 
 

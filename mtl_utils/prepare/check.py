@@ -186,10 +186,8 @@ def check_seg(root: Path, split: str, photos: Photos) -> Iterator[Fault]:
             yield fault_at(root, image, f"its mask {image.stem}.png is missing", FETCH)
         else:
             yield from check_mask(root, mask, photos.get(image))
-    names = {image.stem for image in images}
-    for mask in layout.voc_masks(root, split):
-        if mask.stem not in names:
-            yield fault_at(root, mask, f"the image {mask.stem}.jpg of this mask is missing", FETCH)
+    for path, problem, remedy in layout.voc_problems(root, split):
+        yield fault_at(root, path, problem, remedy)
 
 
 def check_mask(root: Path, path: Path, photo: Photo | None) -> Iterator[Fault]:
@@ -299,13 +297,13 @@ def check_cls(root: Path, split: str, photos: Photos) -> Iterator[Fault]:
     other_split = "val" if split == "train" else "train"
     other = layout.split_folder(root, "cls", other_split)
     others = {layout.class_name(folder.name) for folder in layout.entries(other)} if other.is_dir() else None
+    for path, problem, remedy in layout.class_problems(root, split):
+        yield fault_at(root, path, problem, remedy)
     for folder in folders:
         if others is not None and layout.class_name(folder.name) not in others:
             problem = f"the class has no folder in {other_split}"
             yield fault_at(root, folder, problem, "add its images there or remove this folder")
         images = layout.class_images(folder)
-        if not images:
-            yield fault_at(root, folder, "the class folder is empty", "add images of the class or remove the folder")
         yield from check_photos(root, images, photos)
 
 

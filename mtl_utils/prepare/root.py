@@ -47,7 +47,9 @@ def find_root(given: str | Path | None = None, tasks: tuple[Task, ...] = TASKS) 
 
     Raises UserError when the folder that was asked for holds none of the sets of `tasks`.
     """
-    if given:
+    if given is not None:
+        if not str(given).strip():  # such as a shell's variable that is not set
+            raise UserError("--data-root is empty: name the folder that the mini sets lie in.")
         return chosen_root(given, "--data-root", tasks)
     variable = environment.data_root()
     if variable:

@@ -18,8 +18,9 @@ from mtl_utils import files, weights
 from mtl_utils.cli import evaluate, research
 from mtl_utils.cli import main as cli_main
 from mtl_utils.cli import run as cli_run
+from mtl_utils.cli.guard import guarded
 from mtl_utils.experiments import benchmark, runner
-from mtl_utils.files import PROJECT
+from mtl_utils.files import PROJECT, UserError
 from mtl_utils.model import UnifiedModel
 from mtl_utils.prepare.root import Root
 from mtl_utils.publish import links, readme
@@ -351,7 +352,7 @@ def every_parser(parser):
 
 def test_every_option_has_a_help_text():
     parsers = [*every_parser(cli_main.make_parser()), evaluate.make_parser()]
-    assert len(parsers) == 18
+    assert len(parsers) == 19
     for parser in parsers:
         parser.format_help()
         options = [action for action in parser._actions if not isinstance(action, argparse._SubParsersAction)]
@@ -425,3 +426,46 @@ def test_the_traceback_is_shown_on_demand(debug, tmp_path, capsys):
     errors = capsys.readouterr().err
     assert errors.count("Traceback") >= 2 if debug else "Traceback" not in errors
     assert errors.count("\nerror: ") + errors.startswith("error: ") == 2
+
+
+# ---------------------------------------------------------------- arguments as shells and people give them
+
+
+@pytest.mark.parametrize("value", ["", "  "])
+def test_an_empty_root_is_no_other_root(trained, value, capsys):
+    """As `--data_root "$UNSET"` gives it: the default root would be marked in its place."""
+    assert marks(trained / "stage3_classification.pt", value) == 1
+    assert capsys.readouterr().err.startswith("error: --data-root is empty")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--split", ""], ["--split", ".."], ["--split", "a/b"], ["--json", ""], ["--json", "."]],
+    ids=lambda words: " ".join(words),
+)
+def test_what_names_no_split_or_file_is_a_wrong_call(trained, tiny_root, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        marks(trained / "stage3_classification.pt", tiny_root, *words)
+    assert stop.value.code == 2 and "is no name of a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**64), 25 * "9", "x"])
+def test_a_seed_that_torch_cannot_take_is_a_wrong_call(seed, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli_main.main(["train", "--seed", seed])
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("root", [300 * "x", "~nosuchuser/data"])
+def test_a_path_that_cannot_be_ends_in_a_sentence(trained, root, capsys):
+    assert marks(trained / "stage3_classification.pt", root) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and errors.count("\n") == 1 and root in errors
+
+
+def test_a_sentence_is_one_line_whatever_a_file_is_called(capsys):
+    def fail():
+        raise UserError("a\nb\x1b[31m.jpg is missing: name another.")
+
+    assert guarded(fail) == 1
+    assert capsys.readouterr().err == "error: a?b?[31m.jpg is missing: name another.\n"

@@ -134,7 +134,7 @@ FAULTS = [  # name, what breaks the root, path of the one fault, words of its pr
     ("empty photo", lambda r: (r / f"{CLS}/n00000001/a.png").touch(), f"{CLS}/n00000001/a.png", "decoded", "again"),
     ("bomb", bomb(f"{CLS}/n00000001/a.png"), f"{CLS}/n00000001/a.png", "exceeds limit", "get it again"),
     ("missing mask", lambda r: (r / f"{SEG}.png").unlink(), f"{SEG}.jpg", "2007_000001.png is missing", "data fetch"),
-    ("missing photo", lambda r: (r / f"{SEG}.jpg").unlink(), f"{SEG}.png", "2007_000001.jpg of this", "data fetch"),
+    ("missing photo", lambda r: (r / f"{SEG}.jpg").unlink(), f"{SEG}.png", "2007_000001.jpg of this", "remove"),
     ("truncated mask", lambda r: (r / f"{SEG}.png").write_bytes(b"\x89PNG"), f"{SEG}.png", "decoded", "get it again"),
     ("small mask", lambda r: mask(r / f"{SEG}.png", size=(20, 30)), f"{SEG}.png", "20 x 30", "belongs to this image"),
     (
