@@ -8,6 +8,7 @@ what follows it, are what a program needs to prepare inputs and to name what it 
 import copy
 import json
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from mtl_utils import files
 from mtl_utils.data import MiniSet
 from mtl_utils.export.onnx_read import ABOUT, feed
 from mtl_utils.model import MAX_STRIDE, Outputs, SameConv
+from mtl_utils.progress import progress
 from mtl_utils.run import load_model
 from mtl_utils.tasks import VOC_CLASSES, Classes
 from mtl_utils.transforms import to_batch
@@ -66,16 +68,18 @@ def to_proto(model: nn.Module) -> onnx.ModelProto:
     # different numbers, so that no two dimensions are taken for the same one
     images = torch.zeros(2, 3, 4 * MAX_STRIDE, 6 * MAX_STRIDE)
     content = torch.tensor([[0.0, 0.0, 192.0, 100.0], [0.0, 0.0, 90.0, 128.0]])
-    program = torch.onnx.export(
-        exportable(model),
-        (images, content),
-        dynamo=True,
-        dynamic_shapes=({0: batch, 2: MAX_STRIDE * rows, 3: MAX_STRIDE * columns}, {0: batch}),
-        input_names=INPUTS,
-        output_names=Outputs._fields,
-        opset_version=OPSET,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # both inputs have the same number: it warns that one name is enough
+        program = torch.onnx.export(
+            exportable(model),
+            (images, content),
+            dynamo=True,
+            dynamic_shapes=({0: batch, 2: MAX_STRIDE * rows, 3: MAX_STRIDE * columns}, {0: batch}),
+            input_names=INPUTS,
+            output_names=Outputs._fields,
+            opset_version=OPSET,
+            verbose=False,
+        )
     assert program is not None, "the exporter returns a program unless it writes a file"
     return program.model_proto
 
@@ -167,6 +171,7 @@ def calibration_feeds(datasets: Sequence[MiniSet], size: int, images_each: int) 
     """The inputs of `images_each` images of each set, evenly spaced in it."""
     for dataset in datasets:
         step = max(1, len(dataset) // images_each)
-        for index in range(0, len(dataset), step):
+        title = f"ranges of {dataset.task}"
+        for index in progress(range(0, len(dataset), step), desc=title, unit="image", leave=False, delay=2):
             image, _ = dataset[index]
             yield feed(*to_batch([image], size))
