@@ -1,1 +1,1 @@
-"""Runs that are compared, their results and tables, stage 0 and benchmarks."""
+"""Runs that are compared, their results and tables, and benchmarks."""
