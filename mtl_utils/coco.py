@@ -19,7 +19,7 @@ from mtl_utils.tasks import COCO_NAME_OF_VOC
 BOX_TOLERANCE = 1.0  # pixels that a box may reach outside its image: COCO's coordinates are rounded
 MAX_COORDINATE = 1e9  # pixels; anything larger counts as infinite
 MIN_SIDE = 2.0  # pixels: a shorter box may be flat, as a few of COCO's own are
-REPEATED_SHARE = 0.001  # of a file's objects that may be listed twice; COCO's own files hold a few
+SLIP_SHARE = 0.001  # of a file's objects that may be listed twice or be too small; COCO's own files hold a few
 AREA_SLACK = 1.1  # times its box that an outlined area may measure, by rounding
 # what tools write for `iscrowd`
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True, "none": False}
@@ -415,7 +415,7 @@ def repeated_problem(objects: Sequence[CocoObject]) -> list[Text]:
     # ids aside, since two merged exports have two ids for one object; to a pixel, since one of them may be rounded
     counts = Counter((found.photo, found.category, *map(round, found.box)) for found in objects)
     repeated = len(objects) - len(counts)
-    if repeated <= REPEATED_SHARE * len(objects):
+    if repeated <= SLIP_SHARE * len(objects):
         return []
     text = f"{repeated} of its {len(objects)} annotations repeat another one: image, category and box are the same"
     return [Text(text)]
@@ -431,7 +431,8 @@ def unit_problem(objects: Sequence[CocoObject], listed: Listed) -> str | None:
     if all(max(found.box) <= 1 for found in objects):
         return "gives all boxes as parts of the image, not in pixels"
     in_parts = [found for found in objects if max(found.box) <= 1]
-    if len(in_parts) > 1:  # two exports in one file; a single such box may be a slip of the mouse
+    slips = max(1, SLIP_SHARE * len(objects))  # of the mouse: that many may be
+    if len(in_parts) > slips:  # two exports in one file
         return f"gives {len(in_parts)} of its {len(objects)} boxes as parts of the image, the others in pixels"
     if all_within(objects, listed, PERCENT):
         return "gives all boxes in per cent of the image, or in a corner of 100 x 100 pixels"

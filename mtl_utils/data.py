@@ -124,7 +124,7 @@ class MiniSet(Dataset[Sample]):
             if self.skip_broken:
                 self.leave_out_problems()
             return det_entries(self.coco, self.classes)
-        self.refuse_or_note(layout.class_problems(self.root, self.split))
+        self.refuse_or_note(layout.cls_problems(self.root, self.split))
         return cls_entries(self.root, self.split, self.classes)
 
     def refuse_or_note(self, found: Sequence[tuple[Path, str, str]]) -> None:

@@ -369,7 +369,7 @@ def folder_of_class(root: Path, split: str) -> dict[str, Path]:
     return {class_name(folder.name): folder for folder in folders}
 
 
-def class_problems(root: Path, split: str) -> list[tuple[Path, str, str]]:
+def cls_problems(root: Path, split: str) -> list[tuple[Path, str, str]]:
     """Class folders without images: path, problem and remedy of each. What is meant may lie in a folder below it."""
     problems = []
     # of a folder that holds no images nothing is read

@@ -39,7 +39,7 @@ from mtl_utils.weights import (
     verify_file,
 )
 
-MAX_SIDE = 4096  # pixels of an input that a checkpoint may name
+MAX_SIDE = 4096  # pixels of an input
 CHECKED = "checked.json"
 LOCK = ".lock"
 

@@ -40,7 +40,7 @@ def guarded(function: Callable[[], int | None], after_stop: str = "", debug: boo
 def sentence(error: Exception) -> str:
     """What went wrong, on one line whatever a file's name holds."""
     text = str(error)
-    if isinstance(error, OSError):  # that nobody expected: a name that is too long, a folder without permission
+    if isinstance(error, OSError) and error.filename is not None:  # a name that is too long, no permission
         text = f"{error.filename}: {error.strerror}: name another file or folder."
     elif isinstance(error, MemoryError):
         text = "there is not enough memory: close other programs, or take smaller pictures."

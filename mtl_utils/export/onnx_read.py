@@ -13,6 +13,7 @@ from mtl_utils.model import Outputs
 from mtl_utils.tasks import Classes
 
 ABOUT = "mtl_utils"  # metadata: that the file is one of this project's, and its version
+VERSION = 1  # of what the file holds
 REMEDY = "make one with `python -m mtl_utils export WEIGHTS`"
 
 
@@ -27,6 +28,8 @@ class OnnxModel(nn.Module):
         about = self.session.get_modelmeta().custom_metadata_map
         try:
             values = {name: json.loads(about[name]) for name in (ABOUT, "eval_size", "classes")}
+            if values[ABOUT] != VERSION:
+                raise ValueError("another version")
             self.classes = Classes.from_dict(values["classes"])
             self.eval_size = int(values["eval_size"])
         except (KeyError, TypeError, ValueError) as error:

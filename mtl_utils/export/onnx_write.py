@@ -21,18 +21,16 @@ from torch import nn
 
 from mtl_utils import files
 from mtl_utils.data import MiniSet
-from mtl_utils.export.onnx_read import ABOUT, feed
+from mtl_utils.export.onnx_read import ABOUT, VERSION, feed
 from mtl_utils.model import MAX_STRIDE, Outputs, SameConv
 from mtl_utils.progress import progress
-from mtl_utils.run import load_model
+from mtl_utils.run import MAX_SIDE, load_model
 from mtl_utils.tasks import VOC_CLASSES, Classes
 from mtl_utils.transforms import to_batch
 
 OPSET = 18  # of the operators; onnxruntime reads it since 1.14
 INPUTS = ("images", "content")
 MAX_BATCH = 1024
-MAX_SIDE = 4096  # pixels of an input
-VERSION = 1  # of what the file holds
 # stays in float32 beside eight bits: quantised, it makes more than nine tenths of the squared error of every output
 IN_FLOAT = "backbone.trunk.downsample"
 

@@ -222,7 +222,7 @@ def check_det(root: Path, split: str, photos: Photos) -> Iterator[Fault]:
     found = coco.read_set(root, split, content)
     present = {photo.file for photo in found.photos if photo.file}
     yield from check_photos(root, sorted(present), photos)
-    problems = found.problems + size_problems(found, photos) + class_problems(root, split, found)
+    problems = found.problems + size_problems(found, photos) + unlearned_classes(root, split, found)
     if not content["annotations"]:
         problems.append(coco.Problem(path, "holds no object, so nothing can be learned or measured", FETCH))
     for problem in problems:
@@ -242,7 +242,7 @@ def size_problems(found: coco.CocoSet, photos: Photos) -> list[coco.Problem]:
     return problems
 
 
-def class_problems(root: Path, split: str, found: coco.CocoSet) -> list[coco.Problem]:
+def unlearned_classes(root: Path, split: str, found: coco.CocoSet) -> list[coco.Problem]:
     """Classes of objects that train does not have: a model could not have learned them."""
     try:
         categories = coco.categories_of(root, "train")
@@ -297,7 +297,7 @@ def check_cls(root: Path, split: str, photos: Photos) -> Iterator[Fault]:
     other_split = "val" if split == "train" else "train"
     other = layout.split_folder(root, "cls", other_split)
     others = {layout.class_name(folder.name) for folder in layout.entries(other)} if other.is_dir() else None
-    for path, problem, remedy in layout.class_problems(root, split):
+    for path, problem, remedy in layout.cls_problems(root, split):
         yield fault_at(root, path, problem, remedy)
     for folder in folders:
         if others is not None and layout.class_name(folder.name) not in others:
