@@ -60,6 +60,7 @@ class ListedPhoto(NamedTuple):
     name: str  # "" where the JSON holds no text
     size: Size | None  # as the JSON has it, else as its file has it
     file: Path | None  # None: it is nowhere
+    size_is_listed: bool  # else nothing says for which size its boxes were drawn
 
 
 class CocoObject(NamedTuple):
@@ -241,10 +242,11 @@ def read_photos(root: Path, split: str, entries: Sequence[Entry]) -> list[Listed
         value = entry.get("file_name")
         name = value if isinstance(value, str) else ""
         file = finder.find(name)
-        size = claimed_size(entry)
-        if size is None and file is not None:  # else nothing would tell whether a box lies inside
+        listed = claimed_size(entry)
+        size = listed
+        if listed is None and file is not None:  # else nothing would tell whether a box lies inside
             size = pictures.header_size(file)
-        photos.append(ListedPhoto(usable_key(entry.get("id")), name, size, file))
+        photos.append(ListedPhoto(usable_key(entry.get("id")), name, size, file, listed is not None))
     return photos
 
 
@@ -259,6 +261,11 @@ def claimed_size(entry: Entry) -> Size | None:
 def is_side(value: object) -> bool:
     """Whether a value of a JSON can be the side of a picture, in pixels."""
     return is_number(value) and 0 < value < MAX_COORDINATE  # type: ignore[operator]  # it is a number
+
+
+def count_unsized(photos: Sequence[ListedPhoto]) -> int:
+    """How many images have no size in their JSON: boxes drawn for another size of them could not be noticed."""
+    return sum(not photo.size_is_listed for photo in photos)
 
 
 def photo_problems(root: Path, split: str, photos: Sequence[ListedPhoto]) -> list[Problem]:

@@ -118,27 +118,30 @@ class MiniSet(Dataset[Sample]):
         """Every image of the set with what is known about it, before anything is decoded."""
         # first what would be left out without a word
         if self.task == "seg":
-            self.refuse_or_note(layout.voc_problems(self.root, self.split))
-            return seg_entries(self.root, self.split)
+            doubtful = self.refuse_or_note(layout.voc_problems(self.root, self.split))
+            return without_files(seg_entries(self.root, self.split), doubtful)
         if self.task == "det":
             if self.skip_broken:
                 self.leave_out_problems()
             return det_entries(self.coco, self.classes)
-        self.refuse_or_note(layout.cls_problems(self.root, self.split))
-        return cls_entries(self.root, self.split, self.classes)
+        doubtful = self.refuse_or_note(layout.cls_problems(self.root, self.split))
+        return without_files(cls_entries(self.root, self.split, self.classes), doubtful)
 
-    def refuse_or_note(self, found: Sequence[tuple[Path, str, str]]) -> None:
-        """Raise UserError for files and folders that would not be read, or note them where such are left out."""
-        problems = [Problem(*each) for each in found]
-        if self.skip_broken:
-            self.left_out += map(problem_text, problems)
-        else:
+    def refuse_or_note(self, found: Sequence[layout.FileProblem]) -> set[Path | None]:
+        """Raise UserError for doubtful files and folders, or note and return them where such are left out."""
+        problems = [Problem(each.path, each.text, each.remedy) for each in found]
+        if not self.skip_broken:
             raise_first(problems)
+        self.left_out += map(problem_text, problems)
+        return {each.path for each in found} | {each.twin for each in found}
 
     def leave_out_problems(self) -> None:
         """Take the images of a detection set out that its JSON has a problem with."""
-        # a problem of the whole file is left: nothing could be read rightly beside it
-        single = [problem for problem in self.coco.problems if problem.photo is not None]
+        single = []
+        for problem in self.coco.problems:
+            if problem.photo is None:  # nothing could be read rightly beside it
+                raise UserError(problem_text(problem, " (and this concerns more than one image to leave out)"))
+            single.append(problem)
         self.left_out += [problem_text(problem) for problem in single]
         self.coco = without(self.coco, {problem.photo for problem in single if problem.photo is not None})
 
@@ -211,6 +214,18 @@ def det_entries(coco: CocoSet, classes: Classes) -> list[Entry]:
         assert photo.key is not None and photo.file is not None, "else there were a problem"
         entries.append(Entry(photo.key, photo.file, objects[photo.key], photo.size))
     return entries
+
+
+def without_files(entries: list[Entry], doubtful: set[Path | None]) -> list[Entry]:
+    """The images of which neither the photograph nor the mask is among some files."""
+    kept = []
+    for entry in entries:
+        used = {entry.path}  # files
+        if isinstance(entry.label, Path):  # of a mask
+            used.add(entry.label)
+        if used.isdisjoint(doubtful):
+            kept.append(entry)
+    return kept
 
 
 def raise_first(problems: Sequence[Problem]) -> None:

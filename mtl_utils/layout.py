@@ -15,7 +15,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mtl_utils import files
 from mtl_utils.files import UserError
@@ -23,6 +23,7 @@ from mtl_utils.tasks import FOLDERS, IMAGENETTE_NAMES, Task
 
 VOC_PHOTO = (".jpg", ".jpeg", ".webp")  # a PNG beside a VOC photograph is its mask
 PHOTO = (*VOC_PHOTO, ".png", ".bmp")  # what a class folder may hold
+PICTURE = (*PHOTO, ".jfif", ".jpe", ".jp2", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif")  # read or not
 COCO_LISTS = ("images", "annotations", "categories")  # what every COCO JSON must hold
 
 
@@ -44,6 +45,15 @@ SPLIT_NAMES = {
 JUNK = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir")  # of file managers, in small letters
 
 
+class FileProblem(NamedTuple):
+    """A file or folder that would not be read, or be read wrongly, without a word."""
+
+    path: Path
+    text: str
+    remedy: str
+    twin: Path | None = None  # a file that is as doubtful
+
+
 def set_folder(root: Path, task: Task) -> Path:
     """The folder of one set, under whichever of its names it is there; under the project's own if it is not."""
     return first_folder(Path(root), SET_NAMES[task])
@@ -57,16 +67,46 @@ def split_folder(root: Path, task: Task, split: str) -> Path:
 
 def first_folder(parent: Path, names: Sequence[str]) -> Path:
     """The first of these folders that exists, or else the first of all."""
-    for name in names:
-        folder = parent / name
-        if folder.is_dir():
-            return folder
-    return parent / names[0]
+    present = named_folders(parent, names)
+    return present[0] if present else parent / names[0]
+
+
+def named_folders(parent: Path, names: Sequence[str]) -> list[Path]:
+    """Those of some folders that exist, in the order of their names; capitals count only where nothing else differs."""
+    present = [parent / name for name in names if (parent / name).is_dir()]
+    if present or not parent.is_dir():
+        return present
+    return [folder for folder in entries(parent) if comparable(folder.name) in names]
 
 
 def has_set(root: Path, task: Task) -> bool:
     """Whether the root holds a folder for the task ("seg", "det" or "cls")."""
     return set_folder(root, task).is_dir()
+
+
+def split_problems(root: Path, task: Task, split: str) -> list[FileProblem]:
+    """Further folders of a split, under another of its names: nothing there would be read."""
+    parent = set_folder(root, task)
+    names = SPLIT_NAMES.get(split, (split,))
+    first, *others = named_folders(parent, names) or [parent]
+    problems = []
+    # a link to the folder is no second one
+    for folder in others:
+        if not folder.samefile(first):
+            text = f"is not read, since {first.name}/ is read as {split}"
+            problems.append(FileProblem(folder, text, "remove or rename one of the two folders"))
+    return problems
+
+
+def unread_pictures(folder: Path, suffixes: Sequence[str], remedy: str) -> list[FileProblem]:
+    """Pictures in or below a folder that would not be read: of other kinds than `suffixes`, or in a folder below it."""
+    problems = []
+    for path in files_below(folder):
+        suffix = path.suffix.lower()
+        if suffix not in PICTURE or (path.parent == folder and suffix in suffixes):
+            continue
+        problems.append(FileProblem(path, "is a picture that is not read in this place", remedy))
+    return problems
 
 
 def is_junk(name: str) -> bool:
@@ -130,6 +170,12 @@ def voc_folders(root: Path, split: str) -> tuple[Path, Path]:
     return folder, folder
 
 
+def voc_suffixes(root: Path, split: str) -> tuple[str, ...]:
+    """How photographs end: no PNG where they share a folder with the masks, which are PNGs."""
+    photos, masks = voc_folders(root, split)
+    return VOC_PHOTO if photos == masks else PHOTO
+
+
 def voc_masks(root: Path, split: str) -> list[Path]:
     """Every mask of the split, sorted by name."""
     _, folder = voc_folders(root, split)
@@ -142,31 +188,32 @@ def voc_pairs(root: Path, split: str) -> list[tuple[Path, Path | None]]:
     """Every photograph of the split with its mask (None: there is none), sorted by name; a mask is never an image."""
     folder, _ = voc_folders(root, split)
     mask_of_name = {comparable(mask.stem): mask for mask in voc_masks(root, split)}
-    images = entries(folder, VOC_PHOTO)  # no PNG: in a shared folder the PNGs are the masks
+    images = entries(folder, voc_suffixes(root, split))
     return [(image, mask_of_name.get(comparable(image.stem))) for image in images]
 
 
-def voc_problems(root: Path, split: str) -> list[tuple[Path, str, str]]:
-    """Masks without a photograph, and files of one name: path, problem and remedy of each.
-
-    Either would be left out without a word, or another mask would be taken.
-    """
+def voc_problems(root: Path, split: str) -> list[FileProblem]:
+    """Masks without a photograph, files of one name, and pictures that would not be read."""
     images = [image for image, _ in voc_pairs(root, split)]
     masks = voc_masks(root, split)
-    problems = []
+    problems = split_problems(root, "seg", split)
     # as voc_pairs compares them
     names = {comparable(image.stem) for image in images}
     for mask in masks:
         if comparable(mask.stem) not in names:
             text = f"the image {mask.stem}.jpg of this mask is missing"
-            problems.append((mask, text, "add the image or remove the mask"))
+            problems.append(FileProblem(mask, text, "add the image or remove the mask"))
     # one mask would be taken for both photographs, or one of two masks
     for paths in (images, masks):
         first_of_name: dict[str, Path] = {}
         for path in paths:
             first = first_of_name.setdefault(comparable(path.stem), path)
             if first != path:
-                problems.append((path, f"has the same name as {first.name}", "rename or remove one of the two"))
+                text = f"has the same name as {first.name}"
+                problems.append(FileProblem(path, text, "rename or remove one of the two", twin=first))
+    # VOC's own folders may hold more beside the photographs
+    folder, _ = voc_folders(root, split)
+    problems += unread_pictures(folder, (*voc_suffixes(root, split), ".png"), "save it as JPEG in the split's folder")
     return problems
 
 
@@ -240,16 +287,20 @@ class PhotoFinder:
                 others.update(words)
         self.own = split_folder(root, "det", split)
         self.paths: dict[str, list[Path]] = defaultdict(list)  # by comparable name
+        self.folders: set[str] = set()  # that hold photographs
         for path in files_below(home):
             folders = path.relative_to(home).parts[:-1]
             if path.suffix.lower() in PHOTO and others.isdisjoint(folders):
                 self.paths[comparable(path.name)].append(path)
+                self.folders.add(comparable(path.parent.name))
 
     def find(self, file_name: str) -> Path | None:
         """The photograph of a `file_name`; None where there is none, or where several fit equally well."""
         # the name alone decides where it can; folders where several photographs have it
         parts = [comparable(part) for part in path_parts(file_name)]
         candidates = self.paths.get(parts[-1], [])
+        if len(parts) > 1 and parts[-2] in self.folders:  # a folder that is there is meant, another may be a tool's
+            candidates = [path for path in candidates if comparable(path.parent.name) == parts[-2]]
         fits = [common_ending(parts, path) for path in candidates]
         best = [path for path, fit in zip(candidates, fits, strict=True) if fit == max(fits)]
         if len(best) > 1:  # a copy elsewhere, such as a backup, is not meant
@@ -286,7 +337,7 @@ def files_below(folder: Path) -> Iterator[Path]:
 def read_coco(path: Path) -> dict[str, Any]:
     """The contents of a COCO JSON: a dict with at least the keys COCO_LISTS.  Raises UserError when it is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))  # with or without a byte order mark
+        content = json.loads(path.read_bytes())  # UTF-8 or UTF-16, with or without a byte order mark
         # a list of detections, say, is JSON too but no COCO set
         if not isinstance(content, dict):
             raise TypeError(f"it holds a {type(content).__name__}")
@@ -369,13 +420,42 @@ def folder_of_class(root: Path, split: str) -> dict[str, Path]:
     return {class_name(folder.name): folder for folder in folders}
 
 
-def cls_problems(root: Path, split: str) -> list[tuple[Path, str, str]]:
-    """Class folders without images: path, problem and remedy of each. What is meant may lie in a folder below it."""
+def cls_problems(root: Path, split: str) -> list[FileProblem]:
+    """Class folders without images, photographs of two classes, and pictures that would not be read."""
+    problems = split_problems(root, "cls", split)
+    parent = split_folder(root, "cls", split)
+    for path in entries(parent, PICTURE):
+        problems.append(FileProblem(path, "lies in no class folder", "move it into the folder of its class"))
+    folders = class_folders(root, split)
+    for folder in folders:
+        if class_images(folder):
+            problems += unread_pictures(folder, PHOTO, "save it as JPEG in the class folder itself")
+        else:  # what is meant may lie in a folder below it
+            text = "the class folder is empty"
+            problems.append(FileProblem(folder, text, "add images of the class or remove the folder"))
+    problems += photos_of_two_classes(folders)
+    return problems
+
+
+def photos_of_two_classes(folders: Sequence[Path]) -> list[FileProblem]:
+    """Photographs that lie in the folders of two classes, by their bytes: one of the labels must be wrong."""
+    same_size: dict[int, list[Path]] = defaultdict(list)
+    for folder in folders:
+        for path in class_images(folder):
+            if path.is_file() and os.access(path, os.R_OK):  # else the decoder names the fault
+                size = path.stat().st_size  # in bytes
+                same_size[size].append(path)
     problems = []
-    # of a folder that holds no images nothing is read
-    for folder in class_folders(root, split):
-        if not class_images(folder):
-            problems.append((folder, "the class folder is empty", "add images of the class or remove the folder"))
+    # hashing all would read every file once more
+    for paths in same_size.values():
+        if len(paths) == 1:
+            continue
+        first_of_hash: dict[str, Path] = {}
+        for path in paths:
+            first = first_of_hash.setdefault(files.sha256(path), path)
+            if class_name(first.parent.name) != class_name(path.parent.name):
+                text = f"is the same photograph as {first.parent.name}/{first.name}, of another class"
+                problems.append(FileProblem(path, text, "remove the one whose class is wrong", twin=first))
     return problems
 
 

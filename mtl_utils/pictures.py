@@ -27,6 +27,12 @@ LARGEST_16 = 65535  # the brightest value of 16 bits
 STEP_16 = 257  # of 16 bits to one of 8: 65535 = 255 * 257
 BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises on most damaged pictures
 PNG_START = b"\x89PNG"  # how such a file begins
+JPEG_START = b"\xff\xd8\xff"
+JPEG_SCAN = b"\xff\xda"  # the marker before the coded pixels of a JPEG
+JPEG_END = b"\xff\xd9"
+JPEG_BLOCK = 8  # pixels of its side
+HOLE = bytes(512)  # a sector of a disk that was never written
+MORE_PIXELS = b"\x55" * 64  # coded pixels that a complete JPEG has no place for
 NO_CLASS = -1  # in the place of a class: the colour belongs to none
 
 # what undoes each EXIF orientation but 1, which is upright
@@ -77,13 +83,57 @@ def decode(path: Path) -> Image.Image:
             data = path.read_bytes()
             if data.startswith(PNG_START):
                 Image.open(io.BytesIO(data)).verify()  # its checksums, which loading alone leaves out
-            picture = Image.open(io.BytesIO(data))
-            picture.load()
+            picture = load(data)
+            if data.startswith(JPEG_START):
+                check_jpeg(data, picture)
             return picture
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise PictureError(path, f"the picture cannot be decoded ({reason(error)})", SMALLER) from error
     except Exception as error:  # what PIL raises on garbage is not only OSError
         raise PictureError(path, f"the picture cannot be decoded ({reason(error)})", FETCH_AGAIN) from error
+
+
+def load(data: bytes) -> Image.Image:
+    """The picture that the bytes of a file hold, decoded. Raises whatever Pillow raises on garbage."""
+    picture = Image.open(io.BytesIO(data))
+    picture.load()
+    return picture
+
+
+def check_jpeg(data: bytes, picture: Image.Image) -> None:
+    """Raise OSError where coded pixels of a JPEG are missing or were overwritten with zeros.
+
+    The decoder warns of the first, and Pillow does not pass it on: the rest of the picture is grey, or less sharp.
+    """
+    start = data.rfind(JPEG_SCAN)
+    end = data.find(JPEG_END, start)
+    if start < 0 or end < 0:  # Pillow has decoded it, so nothing is missing
+        return
+    progressive = "progressive" in picture.info
+    # what an early end leaves: a coarse picture, or flat pixels
+    if progressive or is_flat(last_block(picture)):
+        longer = load(data[:end] + MORE_PIXELS + data[end:])
+        if longer.tobytes() != picture.tobytes():
+            raise OSError("the JPEG ends before its last pixels")
+    if not progressive and HOLE in data[start:end]:
+        # zeros may be the code of a flat area: then zeros alone give a flat picture
+        pixels_from = start + len(JPEG_SCAN) + int.from_bytes(data[start + 2 : start + 4])
+        zeros = load(data[:pixels_from] + bytes(end - pixels_from) + JPEG_END)
+        if not is_flat(np.array(zeros)):
+            raise OSError("a part of the JPEG was overwritten with zeros")
+
+
+def last_block(picture: Image.Image) -> np.ndarray:
+    """The pixels of the block that a JPEG decodes last, (up to 8, up to 8) or with channels behind."""
+    width, height = picture.size
+    left = (width - 1) // JPEG_BLOCK * JPEG_BLOCK
+    top = (height - 1) // JPEG_BLOCK * JPEG_BLOCK
+    return np.array(picture.crop((left, top, width, height)))
+
+
+def is_flat(pixels: np.ndarray) -> bool:
+    """Whether all pixels, (H, W) or (H, W, C), are the same."""
+    return bool((pixels == pixels[0, 0]).all())
 
 
 def reason(error: Exception) -> str:

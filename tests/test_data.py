@@ -54,9 +54,9 @@ def test_any_categories_will_do_and_are_ordered_by_their_ids(own_root):
 def test_class_folders_may_have_any_names(own_root):
     folder = own_root / FOLDERS["cls"] / "train"
     shutil.rmtree(folder)
-    for name in ("zoo", "ant", "cup"):
+    for name, colour in (("zoo", "red"), ("ant", "green"), ("cup", "blue")):
         (folder / name).mkdir(parents=True)
-        Image.new("RGB", (20, 10)).save(folder / name / "1.JPEG")
+        Image.new("RGB", (20, 10), colour).save(folder / name / "1.JPEG")
     dataset = load(own_root, "cls")
     assert dataset.classes.cls == ("ant", "cup", "zoo")
     assert dataset.ids == ["ant/1", "cup/1", "zoo/1"]

@@ -1,5 +1,6 @@
 """Photographs and masks of every kind give the pixels and the classes that their makers meant, or are refused."""
 
+import io
 import zlib
 from pathlib import Path
 
@@ -50,6 +51,54 @@ def palette_mask(indices: list[list[int]], palette: list[int]) -> Image.Image:
     mask = Image.fromarray(np.array(indices, dtype=np.uint8))
     mask.putpalette(palette)
     return mask
+
+
+# ---------------------------------------------------------------- damaged JPEGs
+
+
+def jpeg(flat_from: int = 128, **options) -> bytes:
+    """A JPEG of 128 x 128 pixels, noise above the row `flat_from` and mid grey from there on."""
+    pixels = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    pixels[flat_from:] = 128
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_jpeg_that_was_cut_off_and_closed_is_refused(tmp_path, progressive, share):
+    """Pillow reads most of them without a word: the missing part is grey, or less sharp."""
+    path = tmp_path / "photo.jpg"
+    whole = jpeg(progressive=progressive)
+    path.write_bytes(whole)
+    read_photo(path)
+    damaged = whole[: int(share * len(whole))] + whole[-2:]
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"the JPEG ends before its last pixels|image file is truncated"):
+        read_photo(path)
+
+
+def test_a_jpeg_with_a_sector_of_zeros_is_refused(tmp_path):
+    path = tmp_path / "photo.jpg"
+    whole = jpeg(quality=95)
+    middle = len(whole) // 2
+    path.write_bytes(whole[:middle] + bytes(600) + whole[middle + 600 :])
+    with pytest.raises(UserError, match="a part of the JPEG was overwritten with zeros"):
+        read_photo(path)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("optimize", [False, True])
+@pytest.mark.parametrize("side", [64, 1000])
+def test_a_flat_part_of_a_whole_jpeg_is_no_damage(tmp_path, progressive, optimize, side):
+    """A grey border at the end, as a letterbox has; on a large flat area the code is a long run of zeros."""
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(jpeg(flat_from=100, progressive=progressive, optimize=optimize) + b"more bytes behind the end")
+    read_photo(path)
+    Image.new("RGB", (side, side), "white").save(path, progressive=progressive, optimize=optimize)
+    assert side == 64 or not optimize or progressive or bytes(512) in path.read_bytes()
+    read_photo(path)
 
 
 # ---------------------------------------------------------------- turned pictures

@@ -45,6 +45,17 @@ def test_a_broken_photograph_is_left_out_and_named(task, own_root):
         assert [photo.key for photo in rest.coco.photos] == rest.ids
 
 
+def test_two_photographs_of_one_name_are_both_left_out(own_root):
+    """Nobody can say to which of them the mask belongs."""
+    whole = load(own_root, "seg", skip=False)
+    photo = photos(own_root, "seg")[0]
+    twin = photo.with_suffix(".jpeg")
+    twin.write_bytes(photo.read_bytes())
+    rest = load(own_root, "seg")
+    assert len(rest) == len(whole) - 1 and not {photo, twin} & set(rest.paths)
+    assert len(rest.left_out) == 1
+
+
 def test_a_photograph_without_a_mask_is_left_out(own_root):
     photo = photos(own_root, "seg")[0]
     photo.with_suffix(".png").unlink()
@@ -96,7 +107,7 @@ def test_a_fault_of_all_boxes_together_is_not_left_out(own_root):
             annotation["bbox"] = [0.1, 0.1, 0.5, 0.5]
 
     change_json(own_root, to_parts, "val")
-    with pytest.raises(UserError, match="as parts of the image"):
+    with pytest.raises(UserError, match=r"as parts of the image.*concerns more than one image to leave out"):
         load(own_root, "det")
 
 

@@ -1,6 +1,7 @@
 """The marking command of eval.py."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from mtl_utils import layout
+from mtl_utils import coco, layout
 from mtl_utils.cli.guard import guarded
 from mtl_utils.data import MiniSet
 from mtl_utils.evaluation import Evaluation, TaskMetrics, predict_and_evaluate
@@ -54,6 +55,10 @@ def json_file(text: str) -> Path:
     path = Path(text)
     if not path.name or path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is no name of a file to write")
+    # the folders above are made when it is written
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise argparse.ArgumentTypeError(f"no file can be written to {above}")
     return path
 
 
@@ -65,6 +70,7 @@ def mark(options: argparse.Namespace) -> None:
     present = tasks_to_mark(root, tasks, options.tasks)
     datasets = with_truth([MiniSet(task, root, options.split, classes, options.skip_broken) for task in present])
     say_what_was_mapped(datasets)
+    say_what_was_not_checked(datasets)
     say_what_was_left_out(datasets)
     evaluation = predict_and_evaluate(model, datasets, eval_size)
     print_marks(evaluation.metrics, {dataset.task: len(dataset.left_out) for dataset in datasets})
@@ -90,6 +96,8 @@ def chosen_tasks(text: str) -> tuple[Task, ...]:
     if text == "all":
         return TASKS
     names = text.split(",")
+    if "" in names:
+        raise UserError(f"--tasks {text!r} has an empty name: choose all, or some of {','.join(TASKS)}.")
     unknown = set(names) - set(TASKS)
     if unknown:
         raise UserError(f"--tasks names {', '.join(sorted(unknown))}: choose all, or some of {','.join(TASKS)}.")
@@ -135,6 +143,17 @@ def say_what_was_mapped(datasets: Sequence[MiniSet]) -> None:
             path = dataset.coco.path
             print(
                 f"det: {path.name} has other ids or spellings of {', '.join(other)}: matched by name", file=sys.stderr
+            )
+
+
+def say_what_was_not_checked(datasets: Sequence[MiniSet]) -> None:
+    """A line on stderr where a COCO JSON has images without a size: boxes of another scale would not be noticed."""
+    for dataset in datasets:
+        unsized = coco.count_unsized(dataset.coco.photos) if dataset.task == "det" else 0
+        if unsized:
+            name = dataset.coco.path.name
+            print(
+                f"det: {name} gives no size of {unsized} images: whether its boxes fit was not checked", file=sys.stderr
             )
 
 

@@ -186,8 +186,8 @@ def check_seg(root: Path, split: str, photos: Photos) -> Iterator[Fault]:
             yield fault_at(root, image, f"its mask {image.stem}.png is missing", FETCH)
         else:
             yield from check_mask(root, mask, photos.get(image))
-    for path, problem, remedy in layout.voc_problems(root, split):
-        yield fault_at(root, path, problem, remedy)
+    for problem in layout.voc_problems(root, split):
+        yield fault_at(root, problem.path, problem.text, problem.remedy)
 
 
 def check_mask(root: Path, path: Path, photo: Photo | None) -> Iterator[Fault]:
@@ -281,7 +281,12 @@ def count_det(root: Path, split: str) -> tuple[int, str]:
     content = read_lists(layout.json_path(root, split))
     boxes = len(content["annotations"])
     classes = len(content["categories"])
-    return len(content["images"]), f"{boxes} boxes of {classes} classes"
+    annotated = f"{boxes} boxes of {classes} classes"
+    sizes = [coco.claimed_size(image) for image in content["images"]]
+    unsized = sizes.count(None)
+    if unsized:
+        annotated += f"; no size of {unsized} images, so boxes drawn for another size would not be noticed"
+    return len(content["images"]), annotated
 
 
 # ---- classification
@@ -297,12 +302,12 @@ def check_cls(root: Path, split: str, photos: Photos) -> Iterator[Fault]:
     other_split = "val" if split == "train" else "train"
     other = layout.split_folder(root, "cls", other_split)
     others = {layout.class_name(folder.name) for folder in layout.entries(other)} if other.is_dir() else None
-    for path, problem, remedy in layout.cls_problems(root, split):
-        yield fault_at(root, path, problem, remedy)
+    for problem in layout.cls_problems(root, split):
+        yield fault_at(root, problem.path, problem.text, problem.remedy)
     for folder in folders:
         if others is not None and layout.class_name(folder.name) not in others:
-            problem = f"the class has no folder in {other_split}"
-            yield fault_at(root, folder, problem, "add its images there or remove this folder")
+            text = f"the class has no folder in {other_split}"
+            yield fault_at(root, folder, text, "add its images there or remove this folder")
         images = layout.class_images(folder)
         yield from check_photos(root, images, photos)
 

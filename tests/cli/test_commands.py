@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SETTINGS
+from helpers import SETTINGS, change_json
 
 from mtl_utils import files, weights
 from mtl_utils.cli import evaluate, research
@@ -447,6 +447,25 @@ def test_what_names_no_split_or_file_is_a_wrong_call(trained, tiny_root, words, 
     with pytest.raises(SystemExit) as stop:
         marks(trained / "stage3_classification.pt", tiny_root, *words)
     assert stop.value.code == 2 and "is no name of a" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_a_wrong_call_before_minutes_are_spent(trained, tiny_root, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stop:
+        marks(trained / "stage3_classification.pt", tiny_root, "--json", str(tmp_path / "file" / "x" / "marks.json"))
+    assert stop.value.code == 2 and f"no file can be written to {tmp_path / 'file'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tasks", ["", "seg,"])
+def test_an_empty_name_of_a_task_is_said(trained, tiny_root, tasks, capsys):
+    assert marks(trained / "stage3_classification.pt", tiny_root, "--tasks", tasks) == 1
+    assert "has an empty name: choose all, or some of seg,det,cls." in capsys.readouterr().err
+
+
+def test_boxes_that_nothing_gives_a_size_for_are_marked_with_a_warning(trained, own_root, capsys):
+    change_json(own_root, lambda contents: [image.pop("height") for image in contents["images"]], "val")
+    assert marks(trained / "stage3_classification.pt", own_root, "--tasks", "det") == 0
+    assert "gives no size of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**64), 25 * "9", "x"])

@@ -108,6 +108,39 @@ def bomb(name: str, side: int = 10**5) -> Callable[[Path], object]:
     return lambda root: (root / name).write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b""))
 
 
+def closed_early(name: str) -> Callable[[Path], object]:
+    """A breakage: the second half of a JPEG is missing, but for the marker of its end."""
+
+    def breakage(root: Path) -> None:
+        whole = (root / name).read_bytes()
+        (root / name).write_bytes(whole[: len(whole) // 2] + whole[-2:])
+
+    return breakage
+
+
+def holed(name: str) -> Callable[[Path], object]:
+    """A breakage: a sector in the middle of a JPEG holds zeros."""
+
+    def breakage(root: Path) -> None:
+        whole = (root / name).read_bytes()
+        middle = len(whole) // 2
+        (root / name).write_bytes(whole[:middle] + bytes(512) + whole[middle + 512 :])
+
+    return breakage
+
+
+def in_folders(root: Path) -> None:
+    """Photographs of detection in two folders; an image that is listed in one lies in the other."""
+    home = root / "mini_coco_det/train"
+    for folder, name in (("left", "000000000001.jpg"), ("right", "000000000002.jpg")):
+        (home / folder).mkdir()
+        (home / name).rename(home / folder / name)
+    contents = coco("train")
+    contents["images"][0]["file_name"] = "right/000000000001.jpg"
+    contents["images"][1]["file_name"] = "right/000000000002.jpg"
+    (root / TRAIN_JSON).write_text(json.dumps(contents))
+
+
 def rename_class(root: Path, name: str) -> Path:
     """Name the first class anew in both splits; returns the training split."""
     for split in SPLITS:
@@ -124,6 +157,33 @@ FAULTS = [  # name, what breaks the root, path of the one fault, words of its pr
     ("no photographs", lambda r: shutil.rmtree(r / "mini_coco_det/val"), "mini_coco_det/val", "none of the 2", "fetch"),
     ("truncated photo", truncate(f"{SEG}.jpg"), f"{SEG}.jpg", "cannot be decoded", "delete it and get it again"),
     ("truncated COCO", truncate(DET), DET, "cannot be decoded", "delete it and get it again"),
+    ("JPEG closed early", closed_early(DET), DET, "ends before its last pixels", "delete it and get it again"),
+    ("JPEG with a hole", holed(DET), DET, "overwritten with zeros", "delete it and get it again"),
+    ("TIFF", copy(f"{SEG}.jpg", "mini_voc_seg/train/a.TIF"), "mini_voc_seg/train/a.TIF", "not read", "save it as JPEG"),
+    (
+        "photograph below",
+        lambda r: photo(r / "mini_voc_seg/train/more/a.jpg", 7),
+        "mini_voc_seg/train/more/a.jpg",
+        "not read in this place",
+        "in the split's folder",
+    ),
+    ("GIF", copy(DET, f"{CLS}/n00000001/a.gif"), f"{CLS}/n00000001/a.gif", "not read", "class folder itself"),
+    ("no class", lambda r: photo(r / f"{CLS}/a.jpg", 7), f"{CLS}/a.jpg", "in no class folder", "move it"),
+    (
+        "two splits of one meaning",
+        lambda r: photo(r / "imagenette_160/valid/n00000001/a.jpg", 7),
+        "imagenette_160/valid",
+        "is not read, since val/ is read as val",
+        "remove or rename",
+    ),
+    (
+        "two classes",
+        lambda r: shutil.copy(r / f"{CLS}/n00000001/n00000001_0.JPEG", r / f"{CLS}/n00000002/a.jpg"),
+        f"{CLS}/n00000002/a.jpg",
+        "the same photograph as n00000001/n00000001_0.JPEG, of another class",
+        "whose class is wrong",
+    ),
+    ("another folder", in_folders, DET, "is missing, but", "data fetch"),
     (
         "garbage photo",
         lambda r: (r / DET).write_bytes(b"no JPEG"),
@@ -274,6 +334,52 @@ def test_one_breakage_is_one_fault(root, breakage, path, problem, remedy):
     assert [fault.path for fault in faults] == [path]
     assert problem in faults[0].problem
     assert remedy in faults[0].remedy
+
+
+CONTENTS_TOGETHER = ["two splits of one meaning", "no class", "GIF", "TIFF", "photograph below", "two classes"]
+
+
+@pytest.mark.parametrize("name", CONTENTS_TOGETHER)
+def test_training_and_marking_refuse_what_data_check_lists(root, name):
+    """With --skip-broken they note it, and the rest is read."""
+    _, breakage, path, problem, _ = next(fault for fault in FAULTS if fault[0] == name)
+    breakage(root)
+    task = "seg" if path.startswith("mini_voc") else "cls"
+    split = "val" if name == "two splits of one meaning" else "train"
+    with pytest.raises(UserError, match=r"a\.jpg|valid|a\.gif|a\.TIF") as caught:
+        MiniSet(task, root, split, find_classes(root))
+    assert problem in str(caught.value)
+    rest = MiniSet(task, root, split, find_classes(root), skip_broken=True)
+    assert len(rest) == (1 if name == "two classes" else 2), "of two labels of one photograph neither is scored"
+    assert len(rest.left_out) == 1 and problem in rest.left_out[0]
+
+
+def test_other_capitals_of_a_split_and_utf_16_are_read(root):
+    """Windows writes both."""
+    for name in FOLDERS.values():
+        (root / name / "val").rename(root / name / "VAL")
+    path = root / TRAIN_JSON
+    path.write_text(path.read_text(), encoding="utf-16")
+    assert check.check_root(root) == []
+
+
+def test_png_photographs_stand_beside_a_folder_of_masks(root):
+    home = root / "mini_voc_seg/train"
+    (home / "JPEGImages").mkdir()
+    (home / "SegmentationClass").mkdir()
+    for path in home.glob("*.png"):
+        path.rename(home / "SegmentationClass" / path.name)
+    for path in home.glob("*.jpg"):
+        Image.open(path).save(home / "JPEGImages" / f"{path.stem}.png")
+        path.unlink()
+    assert check.check_root(root) == []
+    assert len(MiniSet("seg", root, "train", find_classes(root))) == 2
+
+
+def test_a_json_without_sizes_is_said_to_be_unchecked(root, capsys):
+    edit(lambda c: [image.pop("width") for image in c["images"]])(root)
+    assert check.report(root) == 0
+    assert "no size of 2 images, so boxes drawn for another size would not be noticed" in capsys.readouterr().out
 
 
 def test_all_faults_are_listed(root, capsys):
