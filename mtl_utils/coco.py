@@ -143,6 +143,8 @@ def usable_key(value: object) -> Key | None:
 
 def id_text(value: object) -> str:
     """An id as text: 12, 12.0 and "12" are one id."""
+    if type(value) is int:  # nearly all are; COCO's own file asks four million times
+        return str(value)
     key = usable_key(value)
     return str(value if key is None else key).strip()
 
@@ -214,8 +216,10 @@ def categories_of(root: Path, split: str) -> list[tuple[Key, str]]:
     content = layout.read_coco(path)
     # what others name as theirs is a group of classes
     parents = {str(category.get("supercategory")) for category in content["categories"]}
-    used = {id_text(annotation.get("category_id")) for annotation in content["annotations"]}
     names = set(category_names(content["categories"]).values())
+    used: set[str] = set()  # asked for only where it decides something
+    if not parents.isdisjoint(names):
+        used = {id_text(annotation.get("category_id")) for annotation in content["annotations"]}
     table = []
     for name, key in categories_named(content["categories"], names).items():
         if name not in parents or id_text(key) in used:
@@ -333,17 +337,16 @@ def reference_problems(entries: Sequence[Entry], listed: Listed, names: dict[str
     """Annotations whose image or category is unknown, or whose flag is none."""
     texts = []
     for entry in entries:
-        title = title_of(entry)
         image, category = entry.get("image_id"), entry.get("category_id")
         flag = entry.get("iscrowd", 0)
         photo = listed.get(id_text(image))
         key = photo.key if photo else None
         if photo is None:
-            texts.append(Text(f"{title} names the unknown image id {short(image)}"))
+            texts.append(Text(f"{title_of(entry)} names the unknown image id {short(image)}"))
         if id_text(category) not in names:
-            texts.append(Text(f"{title} names the unknown category id {short(category)}", key))
+            texts.append(Text(f"{title_of(entry)} names the unknown category id {short(category)}", key))
         if read_flag(flag) is None:
-            texts.append(Text(f"{title} has iscrowd {short(flag)}, which must be 0 or 1", key))
+            texts.append(Text(f"{title_of(entry)} has iscrowd {short(flag)}, which must be 0 or 1", key))
     return texts
 
 

@@ -1,15 +1,16 @@
-"""The three mini sets as torch datasets: images decoded once, kept as uint8, with their targets as tv_tensors.
+"""The three mini sets as torch datasets, of any number of images, with their targets as tv_tensors.
 
-A sample is (image, target): image is a tv_tensors.Image, (3, H, W) uint8 RGB in its own size; target is a dict:
+A sample is (image, target): image is a tv_tensors.Image, (3, H, W) uint8 RGB in its own size, or in a whole part of it
+where training needs no more pixels; target is a dict:
     seg: {"mask": Mask (H, W) uint8 of 0..20 and 255}
     det: {"boxes": BoundingBoxes (N, 4) XYXY float32 in pixels, "labels": (N,) int64, "crowd": (N,) bool}
     cls: {"label": () int64}
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from mtl_utils.coco import Box, CocoSet, Key, Problem, categories_of, plain_name
 from mtl_utils.files import UserError
 from mtl_utils.progress import progress
 from mtl_utils.tasks import COCO_CLASSES, FOLDERS, IGNORE, IMAGENETTE_NAMES, Classes, Task
+
+KEPT_BYTES = 256 << 20  # of decoded samples that a set keeps in memory: a mini set is not decoded again in every epoch
 
 Target = dict[str, Tensor]
 Sample = tuple[tv_tensors.Image, Target]
@@ -63,13 +66,66 @@ def read_mask(path: Path) -> tv_tensors.Mask:
     return tv_tensors.Mask(mask)
 
 
+class BoxRow(NamedTuple):
+    """One object of a COCO JSON."""
+
+    xywh: Box
+    label: int  # class index
+    crowd: bool  # a group that is outlined as one: neither object nor background
+
+
+class Entry(NamedTuple):
+    """One image of a set that is not decoded yet."""
+
+    key: Key  # COCO's image id, else the name
+    path: Path
+    label: Path | list[BoxRow] | int | None  # the mask's path (seg), the objects (det), the class index (cls)
+    size: pictures.Size | None = None  # width and height that the labels were drawn for, where a file says so
+
+
+class Samples(Sequence[Sample]):
+    """The samples of some images: the first ones are kept in memory, the others are decoded when they are asked for."""
+
+    def __init__(self, entries: Sequence[Entry], kept: Sequence[Sample], longest: int | None):
+        self.entries = entries
+        self.kept = kept
+        self.longest = longest  # see read_sample
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            places = range(*index.indices(len(self)))
+            return [self[place] for place in places]
+        place = range(len(self))[index]  # IndexError ends a loop over all; -1 is the last
+        if place < len(self.kept):
+            return self.kept[place]
+        return read_sample(self.entries[place], self.longest)
+
+
 class MiniSet(Dataset[Sample]):
-    """One split of one task, wholly in memory; `ids` names each image (COCO's image id, else the file's name).
+    """One split of one task; `ids` names each image (COCO's image id, else the file's name).
 
     skip_broken: leave out images that are broken or wrongly labelled; `left_out` has a sentence for each.
+    longest: pixels of an image's longer side that are enough (see read_sample); None: all that it has.
     """
 
-    def __init__(self, task: Task, root: Path, split: str, classes: Classes, skip_broken: bool = False):
+    def __init__(
+        self,
+        task: Task,
+        root: Path,
+        split: str,
+        classes: Classes,
+        skip_broken: bool = False,
+        longest: int | None = None,
+    ):
         self.task = task
         self.split = split
         self.root = root
@@ -79,15 +135,7 @@ class MiniSet(Dataset[Sample]):
         entries = self.entries()
         if not entries:
             raise UserError(f"{self.place} has no {split} images: run `python -m mtl_utils data check`.")
-        # decoded once: a mini set takes some hundred MB, and decoding costs more than a training step
-        # three lists of one length, an image each
-        self.ids: list[Key] = []
-        self.paths: list[Path] = []
-        self.samples: list[Sample] = []
-        # a bar only where reading takes longer than two seconds
-        title = f"reading {FOLDERS[task]}/{split}"
-        for entry in progress(entries, desc=title, unit="image", leave=False, delay=2):
-            self.read(entry)
+        self.samples: Sequence[Sample] = self.read(entries, longest)
         if not self.samples:
             raise UserError(f"{self.place}: every image was left out, the first because {self.left_out[0]}")
         if task == "det" and self.left_out:
@@ -95,18 +143,33 @@ class MiniSet(Dataset[Sample]):
             broken = {photo.key for photo in self.coco.photos if photo.key is not None} - set(self.ids)
             self.coco = without(self.coco, broken)
 
-    def read(self, entry: "Entry") -> None:
-        """Decode one image and keep it. Raises UserError where it is broken, unless such images are left out."""
-        try:
-            sample = read_sample(self.task, entry)
-        except UserError as error:
-            if not self.skip_broken:
-                raise
-            self.left_out.append(str(error))
-            return
-        self.ids.append(entry.key)
-        self.paths.append(entry.path)
-        self.samples.append(sample)
+    def read(self, entries: Sequence[Entry], longest: int | None) -> Samples:
+        """Decode as many images as are kept; all of them where broken ones are left out.
+
+        Raises UserError where one is broken, unless such images are left out.
+        """
+        kept: list[Sample] = []
+        sound: list[Entry] = []
+        room = KEPT_BYTES
+        # a bar only where reading takes longer than two seconds
+        title = f"reading {FOLDERS[self.task]}/{self.split}"
+        for entry in progress(entries, desc=title, unit="image", leave=False, delay=2):
+            if room > 0 or self.skip_broken:
+                try:
+                    sample = read_sample(entry, longest)
+                except UserError as error:
+                    if not self.skip_broken:
+                        raise
+                    self.left_out.append(str(error))
+                    continue
+                if room > 0:
+                    kept.append(sample)
+                    room -= sample_bytes(sample)
+            sound.append(entry)
+        # one list each, an image each
+        self.ids: list[Key] = [entry.key for entry in sound]
+        self.paths: list[Path] = [entry.path for entry in sound]
+        return Samples(sound, kept, longest)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -114,7 +177,20 @@ class MiniSet(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
 
-    def entries(self) -> list["Entry"]:
+    def targets(self) -> Iterator[Target]:
+        """The target of every image in turn, in the size of the whole photograph, which is not decoded for it."""
+        for place in range(len(self.samples)):
+            yield self.target(place)
+
+    def target(self, place: int) -> Target:
+        """The target of one image."""
+        samples = self.samples
+        if isinstance(samples, Samples) and samples.longest is None and place >= len(samples.kept):
+            return read_target(samples.entries[place])
+        _, target = samples[place]
+        return target
+
+    def entries(self) -> list[Entry]:
         """Every image of the set with what is known about it, before anything is decoded."""
         # first what would be left out without a word
         if self.task == "seg":
@@ -160,36 +236,24 @@ class MiniSet(Dataset[Sample]):
     def has_truth(self) -> bool:
         """Whether anything is labelled: a pixel that is not IGNORE, an object that is no crowd."""
         if self.task == "seg":
-            return any(bool((target["mask"] != IGNORE).any()) for _, target in self.samples)
+            return any(bool((target["mask"] != IGNORE).any()) for target in self.targets())
         if self.task == "det":
-            return any(not bool(target["crowd"].all()) for _, target in self.samples)
+            return any(not bool(target["crowd"].all()) for target in self.targets())
         return len(self.samples) > 0  # every photograph lies in a class folder
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that images and targets take."""
-        total = 0
-        for image, target in self.samples:
-            total += image.nbytes
-            total += sum(value.nbytes for value in target.values())
-        return total
+        """Bytes that images and targets would take if all were in memory."""
+        return sum(sample_bytes(sample) for sample in self.samples)
 
 
-class BoxRow(NamedTuple):
-    """One object of a COCO JSON."""
-
-    xywh: Box
-    label: int  # class index
-    crowd: bool  # a group that is outlined as one: neither object nor background
-
-
-class Entry(NamedTuple):
-    """One image of a set that is not decoded yet."""
-
-    key: Key  # COCO's image id, else the name
-    path: Path
-    label: Path | list[BoxRow] | int | None  # the mask's path (seg), the objects (det), the class index (cls)
-    size: pictures.Size | None = None  # width and height that the labels were drawn for, where a file says so
+def sample_bytes(sample: Sample) -> int:
+    """Bytes of memory that an image and its target take."""
+    image, target = sample
+    total: int = image.nbytes
+    for value in target.values():
+        total += value.nbytes
+    return total
 
 
 def seg_entries(root: Path, split: str) -> list[Entry]:
@@ -276,45 +340,73 @@ def cls_entries(root: Path, split: str, classes: Classes) -> list[Entry]:
     return entries
 
 
-def read_sample(task: Task, entry: Entry) -> Sample:
-    """Decode one image and make its target. Raises UserError where it is broken or has no label."""
+def read_sample(entry: Entry, longest: int | None = None) -> Sample:
+    """Decode one image and make its target; where its longer side is twice `longest` or more, with fewer pixels.
+
+    Raises UserError where it is broken or has no label.
+    """
     if entry.label is None:
         raise UserError(f"{entry.path} has no mask beside it: fetch NAME.png or take the image out.")
     if isinstance(entry.label, Path):
-        return seg_sample(entry.path, entry.label)
-    image = read_image(entry.path, entry.size)
-    check_size(entry, image)
+        # read together, since the mask says which way up the photograph was labelled
+        photo, values = pictures.read_pair(entry.path, entry.label, longest)
+        target: Target = {"mask": tv_tensors.Mask(torch.from_numpy(values))}
+    else:
+        photo, whole = pictures.read_reduced(entry.path, entry.size, longest)
+        check_size(entry, whole)
+        target = target_in(entry, whole)
+    image = tv_tensors.Image(TF.pil_to_tensor(photo))  # (3, H, W) uint8
+    return image, fit_target(target, image)
+
+
+def read_target(entry: Entry) -> Target:
+    """The target of one image, in the size of the whole photograph. Raises UserError where its mask is broken."""
+    if isinstance(entry.label, Path):
+        return {"mask": read_mask(entry.label)}
+    size = entry.size or pictures.header_size(entry.path)
+    if size is None or entry.label is None:  # the reader of the whole sample names what is wrong
+        _, target = read_sample(entry)
+        return target
+    return target_in(entry, size)
+
+
+def target_in(entry: Entry, size: pictures.Size) -> Target:
+    """The target of a photograph of a width and height: its objects (det), or its class (cls)."""
     if isinstance(entry.label, list):  # of objects
-        return image, det_target(image, entry.label)
-    label = torch.tensor(entry.label)
-    return image, {"label": label}
+        width, height = size
+        return det_target((height, width), entry.label)
+    return {"label": torch.tensor(entry.label)}
 
 
-def check_size(entry: Entry, image: tv_tensors.Image) -> None:
+def fit_target(target: Target, image: tv_tensors.Image) -> Target:
+    """A target of the whole photograph for an image that may have fewer pixels."""
+    size = list(image.shape[-2:])
+    fitted = {}
+    for name, value in target.items():
+        if isinstance(value, (tv_tensors.Mask, tv_tensors.BoundingBoxes)):
+            value = TF.resize(value, size)  # the same value where the size is
+        fitted[name] = value
+    return fitted
+
+
+def check_size(entry: Entry, size: pictures.Size) -> None:
     """Raise UserError where a photograph has another size than the file of its labels says."""
     # boxes of another size would score nearly 0 without a word
-    height, width = image.shape[-2:]
-    if entry.size not in (None, (width, height)):
+    if entry.size not in (None, size):
+        width, height = size
         sizes = f"{width} x {height} pixels, and its labels are for {entry.size}"
         raise UserError(f"{entry.path} has {sizes}: get the photograph that was labelled, or label it again.")
 
 
-def seg_sample(path: Path, mask_path: Path) -> Sample:
-    """A photograph with its mask. Raises UserError where they differ in size."""
-    # read together, since the mask says which way up the photograph was labelled
-    photo, values = pictures.read_pair(path, mask_path)
-    image = tv_tensors.Image(TF.pil_to_tensor(photo))
-    mask = tv_tensors.Mask(torch.from_numpy(values))
-    return image, {"mask": mask}
+def det_target(shape: tuple[int, int], objects: list[BoxRow]) -> Target:
+    """The target of an image of `shape` (height, width).
 
-
-def det_target(image: tv_tensors.Image, objects: list[BoxRow]) -> Target:
-    """The target of a detection sample; boxes are clipped to the image and dropped where less than a pixel is left."""
-    height, width = image.shape[-2:]
+    Boxes are clipped to the image and dropped where less than a pixel is left.
+    """
     xywh = [row.xywh for row in objects]
     rows = torch.tensor(xywh, dtype=torch.float32).reshape(-1, 4)  # (N, 4) XYWH, N may be 0
     corners = box_convert(rows, "xywh", "xyxy")
-    boxes = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width))
+    boxes = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=shape)
     boxes = TF.clamp_bounding_boxes(boxes)  # COCO's coordinates are rounded and may reach outside
     left, top, right, bottom = boxes.unbind(dim=1)
     kept = (right - left >= 1) & (bottom - top >= 1)  # (N,) bool

@@ -14,6 +14,7 @@ RUN = "MTL_RUN"  # folder of one run
 RUNS = "MTL_RUNS"  # folder that holds the runs
 IMAGENET_WEIGHTS = "MTL_IMAGENET_WEIGHTS"  # a file, or "nothing"
 SKIP_BROKEN = "MTL_SKIP_BROKEN"  # 1: leave out broken images
+WORKERS = "MTL_WORKERS"  # processes that decode and augment images
 COLAB = "COLAB_RELEASE_TAG"  # set by Google Colab
 
 
@@ -41,6 +42,19 @@ def runs_folder() -> Path:
 def skip_broken() -> bool:
     """Whether images that are broken or wrongly labelled are left out instead of refused."""
     return os.environ.get(SKIP_BROKEN, "") not in ("", "0")
+
+
+def workers() -> int | None:
+    """How many processes decode and augment images beside the one that trains; None for what the device suggests.
+
+    Raises UserError for anything but a number from 0.
+    """
+    chosen = os.environ.get(WORKERS, "")
+    if not chosen:
+        return None
+    if not chosen.isdecimal():
+        raise files.UserError(f"MTL_WORKERS is {chosen!r}: it must be a number from 0.")
+    return int(chosen)
 
 
 def imagenet_weights() -> str:

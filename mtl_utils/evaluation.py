@@ -140,10 +140,16 @@ def own_boxes(detections: Detections, letterbox: Letterbox, shape: Sequence[int]
 
 @dataclass
 class Photograph:
-    """An image, and where it occurs: one photograph may carry labels for several tasks."""
+    """Where one photograph occurs, which may carry labels for several tasks."""
 
-    image: Tensor  # (3, H, W) uint8
-    places: list[tuple[Task, int]]  # task and index in its set
+    places: list[tuple[MiniSet, int]]  # set and index in it
+
+    @property
+    def image(self) -> Tensor:
+        """Its pixels, (3, H, W) uint8; read when asked for, since those of all photographs may be too many."""
+        dataset, index = self.places[0]
+        image: Tensor = dataset.samples[index][0]
+        return image
 
 
 def distinct_photographs(datasets: Sequence[MiniSet]) -> list[Photograph]:
@@ -152,8 +158,8 @@ def distinct_photographs(datasets: Sequence[MiniSet]) -> list[Photograph]:
     for dataset in datasets:
         for index, (image, _) in enumerate(dataset.samples):
             digest = hashlib.sha256(image.numpy().tobytes()).digest()
-            photograph = photographs.setdefault((image.shape, digest), Photograph(image, []))
-            photograph.places.append((dataset.task, index))
+            photograph = photographs.setdefault((image.shape, digest), Photograph([]))
+            photograph.places.append((dataset, index))
     return list(photographs.values())
 
 
@@ -166,8 +172,8 @@ def predict_sets(model: nn.Module, datasets: Sequence[MiniSet], size: int) -> di
         batch = photographs[start : start + EVAL_BATCH]
         predicted = predict(model, [photograph.image for photograph in batch], size)
         for photograph, prediction in zip(batch, predicted, strict=True):
-            for task, index in photograph.places:
-                predictions[task][index] = prediction.of(task)
+            for dataset, index in photograph.places:
+                predictions[dataset.task][index] = prediction.of(dataset.task)
     return predictions
 
 
@@ -196,7 +202,7 @@ def segmentation_metrics(dataset: MiniSet, masks: Sequence[Tensor]) -> TaskMetri
     classes = len(VOC_CLASSES)
     matrix = torch.zeros(classes, classes, dtype=torch.int64)
     floor = torch.zeros_like(matrix)
-    for (_, target), mask in zip(dataset.samples, masks, strict=True):
+    for target, mask in zip(dataset.targets(), masks, strict=True):
         true = target["mask"].as_subclass(Tensor)
         background = torch.zeros_like(true)
         matrix += confusion_matrix(true, mask, classes)
@@ -215,7 +221,7 @@ def segmentation_metrics(dataset: MiniSet, masks: Sequence[Tensor]) -> TaskMetri
 def classification_metrics(dataset: MiniSet, probabilities: Sequence[Tensor]) -> TaskMetrics:
     """Top-1, its floor, the recall of each class and the confusion matrix, from probabilities (C,) of each image."""
     names = dataset.classes.names("cls")
-    labels = torch.stack([target["label"] for _, target in dataset.samples])  # (N,)
+    labels = torch.stack([target["label"] for target in dataset.targets()])  # (N,)
     predicted = torch.stack(list(probabilities)).argmax(1)  # (N,)
     matrix = confusion_matrix(labels, predicted, len(names))
     images_of_class = matrix.sum(1)

@@ -69,10 +69,11 @@ class PictureError(UserError):
 # ---- files
 
 
-def decode(path: Path) -> Image.Image:
-    """A picture as its file stores it, decoded to the last pixel and not turned.
+def decode(path: Path, longest: int | None = None) -> tuple[Image.Image, Size]:
+    """A picture as its file stores it, decoded to the last pixel and not turned, and its size in the file.
 
-    Raises PictureError when the file is missing, damaged, no picture, or so large that Pillow warns of it.
+    Where its longer side is at least twice `longest`, fewer pixels are decoded, `longest` of them at least. Raises
+    PictureError when the file is missing, damaged, no picture, or so large that Pillow warns of it.
     """
     try:
         with warnings.catch_warnings():
@@ -83,10 +84,14 @@ def decode(path: Path) -> Image.Image:
             data = path.read_bytes()
             if data.startswith(PNG_START):
                 Image.open(io.BytesIO(data)).verify()  # its checksums, which loading alone leaves out
-            picture = load(data)
+            picture = Image.open(io.BytesIO(data))
+            size = picture.size
+            if longest is not None and max(size) >= 2 * longest:
+                return reduce(picture, longest), size
+            picture.load()
             if data.startswith(JPEG_START):
                 check_jpeg(data, picture)
-            return picture
+            return picture, size
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise PictureError(path, f"the picture cannot be decoded ({reason(error)})", SMALLER) from error
     except Exception as error:  # what PIL raises on garbage is not only OSError
@@ -98,6 +103,17 @@ def load(data: bytes) -> Image.Image:
     picture = Image.open(io.BytesIO(data))
     picture.load()
     return picture
+
+
+def reduce(picture: Image.Image, longest: int) -> Image.Image:
+    """An opened picture, decoded to a whole part of its size whose longer side is `longest` pixels or a few more."""
+    width, height = picture.size
+    # a JPEG decodes an eighth of its pixels much faster than all; the method does nothing for other kinds
+    picture.draft(None, (longest * width // max(width, height), longest * height // max(width, height)))
+    picture.load()
+    factor = max(picture.size) // longest
+    can_be_averaged = picture.mode in ("L", "RGB")  # not palette indices
+    return picture.reduce(factor) if factor > 1 and can_be_averaged else picture
 
 
 def check_jpeg(data: bytes, picture: Image.Image) -> None:
@@ -158,15 +174,18 @@ def upright(picture: Image.Image) -> Image.Image:
     return picture.transpose(known[0]) if known else picture
 
 
-def as_labelled(picture: Image.Image, size: Size | None) -> Image.Image:
-    """A decoded picture as those saw it who labelled it; `size` is what their labels say of it, None: nothing.
+def as_labelled(picture: Image.Image, stored: Size, size: Size | None) -> tuple[Image.Image, Size]:
+    """A decoded picture as those saw it who labelled it, and the size that it had for them.
 
-    It is upright, as viewers show it, unless `size` is only that of the stored pixels: then it is not turned.
+    stored: its size in the file. size: what their labels say of it, None: nothing. The picture is upright, as viewers
+    show it, unless `size` is only that of the stored pixels: then it is not turned.
     """
     turned = upright(picture)
-    if turned.size != size and picture.size == size:
-        return picture
-    return turned
+    was_laid_down = turned.size != picture.size
+    turned_size = stored[::-1] if was_laid_down else stored
+    if turned_size != size and stored == size:
+        return picture, stored
+    return turned, turned_size
 
 
 # ---- photographs
@@ -177,15 +196,22 @@ def read_photo(path: Path, size: Size | None = None) -> Image.Image:
 
     Raises PictureError when it cannot be decoded or its pixels are no 8 or 16 bits a channel.
     """
-    picture = decode(path)
-    return to_rgb(path, as_labelled(picture, size))
+    photo, _ = read_reduced(path, size)
+    return photo
+
+
+def read_reduced(path: Path, size: Size | None = None, longest: int | None = None) -> tuple[Image.Image, Size]:
+    """`read_photo` with no more pixels than needed (see `decode`), and the size of the whole photograph."""
+    picture, stored = decode(path, longest)
+    photo, whole = as_labelled(picture, stored, size)
+    return to_rgb(path, photo), whole
 
 
 def photo_sizes(path: Path) -> tuple[Size, Size]:
     """The size of a photograph upright and that of its stored pixels. Raises PictureError where read_photo does."""
-    picture = decode(path)
+    picture, stored = decode(path)
     to_rgb(path, picture)
-    return upright(picture).size, picture.size
+    return upright(picture).size, stored
 
 
 def header_size(path: Path) -> Size | None:
@@ -239,7 +265,7 @@ def read_mask(path: Path) -> np.ndarray:
     Indices are taken from palette and grey pictures; colours of VOC's palette are mapped to their classes. Raises
     PictureError when the file cannot be decoded or holds anything else.
     """
-    decoded = decode(path)
+    decoded, _ = decode(path)
     mask = without_alpha(path, upright(decoded))
     if mask.mode == "P":
         indices = palette_indices(path, mask)
@@ -349,13 +375,13 @@ def check_size(path: Path, size: Size, sizes: Collection[Size]) -> None:
     raise PictureError(path, problem, OWN_MASK)
 
 
-def read_pair(path: Path, mask_path: Path) -> tuple[Image.Image, np.ndarray]:
-    """A photograph in mode RGB and its mask, (H, W) uint8 of class indices, both of one size.
+def read_pair(path: Path, mask_path: Path, longest: int | None = None) -> tuple[Image.Image, np.ndarray]:
+    """A photograph in mode RGB, reduced as by `decode`, and its mask, (H, W) uint8 of class indices in the whole size.
 
     Raises PictureError when one cannot be read, or when their sizes differ however the photograph is turned.
     """
     mask = read_mask(mask_path)
     height, width = mask.shape
-    photo = read_photo(path, (width, height))
-    check_size(mask_path, (width, height), [photo.size])
+    photo, whole = read_reduced(path, (width, height), longest)
+    check_size(mask_path, (width, height), [whole])
     return photo, mask

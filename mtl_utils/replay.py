@@ -4,14 +4,19 @@ Experience replay after A. Chaudhry et al., "On Tiny Episodic Memories in Contin
 exemplars are chosen so that every class is stored about equally often.
 """
 
-from typing import Any
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
 
+import PIL.Image
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as TF
 
-from mtl_utils.data import MiniSet, Sample, Target, classes_of
+from mtl_utils.data import KEPT_BYTES, MiniSet, Sample, Target, classes_of, sample_bytes
 from mtl_utils.detection import mask_objects
 from mtl_utils.files import UserError
 from mtl_utils.model import UnifiedModel
@@ -19,15 +24,53 @@ from mtl_utils.settings import MAX_REPLAY_PER_TASK
 from mtl_utils.tasks import Task
 from mtl_utils.transforms import plain_target, to_batch
 
+JPEG = (".jpg", ".jpeg")
 NO_CLASS = -1  # stands for the classes of an image without objects, so that such images are stored as well
 
 
+class Exemplars(Sequence[Sample]):
+    """Stored samples of one task, encoded as image files are and decoded when they are asked for.
+
+    The first ones are kept decoded as well, as far as KEPT_BYTES go, so that a small buffer is decoded once.
+    """
+
+    def __init__(self, packed: list[Target]):
+        self.packed = packed  # see pack
+        self.decoded: dict[int, Sample] = {}
+        self.room = KEPT_BYTES
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Exemplars": ...
+
+    def __getitem__(self, index: int | slice) -> "Sample | Exemplars":
+        if isinstance(index, slice):
+            return Exemplars(self.packed[index])
+        place = range(len(self))[index]  # IndexError ends a loop over all
+        if place in self.decoded:
+            return self.decoded[place]
+        sample = unpack(self.packed[place])
+        if self.room > 0:
+            self.decoded[place] = sample
+            self.room -= sample_bytes(sample)
+        return sample
+
+    def chosen(self, places: Sequence[int]) -> "Exemplars":
+        """Some of the samples, in this order."""
+        return Exemplars([self.packed[place] for place in places])
+
+
 class ReplayBuffer:
-    """At most `capacity` samples a task, uint8 and undistorted, so that each replay can augment them anew."""
+    """At most `capacity` samples a task, undistorted, so that each replay can augment them anew."""
 
     def __init__(self, capacity: int):
         self.capacity = capacity
-        self.samples: dict[Task, list[Sample]] = {}  # images in their own size
+        self.samples: dict[Task, Exemplars] = {}
         self.stored_logits: dict[Task, Tensor] = {}  # maps (N, C, h, w) float16 of the samples, for DER++
         self.fisher: dict[str, Tensor] = {}  # Fisher information by parameter name, summed over the tasks, for EWC
 
@@ -42,12 +85,13 @@ class ReplayBuffer:
         if self.capacity <= 0:
             return
         chosen = select_exemplars(selection, dataset, self.capacity, generator, features)
-        exemplars = []
+        packed = []
         for index in chosen:
             image, target = dataset[index]
             # boxes are found once, not at every replay; masks and boxes then move together through augmentation
-            exemplars.append((image, with_objects(target, dataset.classes.det)))
-        self.samples[dataset.task] = exemplars
+            target = with_objects(target, dataset.classes.det)
+            packed.append(pack(image, target, dataset.paths[index]))  # small, however many there are
+        self.samples[dataset.task] = Exemplars(packed)
 
     def sample(self, task: Task, count: int, generator: torch.Generator) -> list[Sample]:
         """`count` different random samples of a task for one training step; all of them where fewer are stored."""
@@ -77,13 +121,9 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, as they are stored in checkpoints."""
-        packed = {}  # lists of dicts by task
-        for task, samples in self.samples.items():
-            # checkpoints are read with weights_only=True, which knows no tv_tensors
-            packed[task] = [pack(image, target) for image, target in samples]
         return {
             "capacity": self.capacity,
-            "samples": packed,
+            "samples": {task: exemplars.packed for task, exemplars in self.samples.items()},
             "stored_logits": self.stored_logits,
             "fisher": self.fisher,
         }
@@ -91,9 +131,7 @@ class ReplayBuffer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of state_dict."""
         self.capacity = state["capacity"]
-        self.samples = {}
-        for task, packed in state["samples"].items():
-            self.samples[task] = [unpack(sample) for sample in packed]
+        self.samples = {task: Exemplars(packed) for task, packed in state["samples"].items()}
         self.stored_logits = dict(state["stored_logits"])  # copies: the buffer adds to both
         self.fisher = dict(state["fisher"])
 
@@ -146,8 +184,7 @@ def class_members(dataset: MiniSet, order: list[int]) -> dict[int, list[int]]:
     """The images of each class, in the given order: {class: indices}. An image with several classes is in several."""
     members: dict[int, list[int]] = {}  # by class
     for index in order:
-        _, target = dataset.samples[index]
-        for class_index in image_classes(dataset.task, target):
+        for class_index in image_classes(dataset.task, dataset.target(index)):
             members.setdefault(class_index, []).append(index)
     return members
 
@@ -186,26 +223,66 @@ def with_objects(target: Target, det_classes: tuple[str, ...]) -> Target:
     return target | mask_objects(target["mask"], det_classes)
 
 
-def pack(image: tv_tensors.Image, target: Target) -> Target:
-    """A sample as plain tensors."""
-    return plain_target({"image": image, **target})
+def pack(image: tv_tensors.Image, target: Target, path: Path | None = None) -> Target:
+    """A sample as plain tensors: picture and mask as the bytes of image files, (N,) uint8, all else as it is.
+
+    The picture's own file is taken where it holds the same pixels. Else it is encoded anew: as JPEG where its file is
+    one, so that a photograph that was reduced stays small, and else without loss.
+    """
+    packed = plain_target(target)
+    packed["picture"] = encode_picture(image, path)
+    if "mask" in packed:
+        mask = TF.to_pil_image(packed["mask"][None])
+        packed["mask"] = encode(mask, "PNG")
+    return packed
 
 
 def unpack(packed: Target) -> Sample:
     """The inverse of pack: the types and sizes by which transforms tell image, mask and boxes apart."""
-    target = dict(packed)  # a copy, since the image is taken out of it
-    image = tv_tensors.Image(target.pop("image"))
+    target = dict(packed)  # a copy, since the picture is taken out of it
+    image = tv_tensors.Image(decode(target.pop("picture"), "RGB"))
     if "mask" in target:
-        target["mask"] = tv_tensors.Mask(target["mask"])
+        mask = decode(target["mask"], "L")  # (1, H, W)
+        target["mask"] = tv_tensors.Mask(mask[0])
     if "boxes" in target:
         size = tuple(image.shape[-2:])
         target["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
     return image, target
 
 
+def encode_picture(image: tv_tensors.Image, path: Path | None) -> Tensor:
+    """The bytes (N,) uint8 of a file for an image, (3, H, W) uint8; its own file's where these give it exactly."""
+    is_jpeg = path is not None and path.suffix.lower() in JPEG
+    if path is not None and is_jpeg:
+        own = byte_tensor(path.read_bytes())
+        if torch.equal(decode(own, "RGB"), image.as_subclass(Tensor)):
+            return own
+    picture = TF.to_pil_image(image)
+    return encode(picture, "JPEG", quality=95, subsampling=0) if is_jpeg else encode(picture, "PNG")
+
+
+def encode(picture: PIL.Image.Image, kind: str, **options: int) -> Tensor:
+    """The bytes (N,) uint8 of a file of this kind, "PNG" or "JPEG"."""
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return byte_tensor(file.getvalue())
+
+
+def decode(data: Tensor, mode: str) -> Tensor:
+    """The pixels (C, H, W) uint8 of the bytes of an image file, in Pillow's mode "RGB" or "L"."""
+    picture = PIL.Image.open(io.BytesIO(data.numpy().tobytes()))
+    pixels: Tensor = TF.pil_to_tensor(picture.convert(mode))
+    return pixels
+
+
+def byte_tensor(data: bytes) -> Tensor:
+    """Bytes as a tensor (N,) uint8, as checkpoints hold them."""
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
 @torch.inference_mode()
 def collect_head_features(
-    model: UnifiedModel, samples: list[Sample], size: int, device: str | torch.device
+    model: UnifiedModel, samples: Sequence[Sample], size: int, device: str | torch.device
 ) -> tuple[Tensor, Tensor]:
     """Head features (N, input + head, h, w) on the CPU of letterboxed samples, and the images' contents (N, 4).
 

@@ -30,6 +30,7 @@ from mtl_utils.prepare.root import Root, find_root, fingerprint
 from mtl_utils.settings import Settings, get_settings
 from mtl_utils.tasks import SPLITS, TASKS, Classes, Task, stage_name
 from mtl_utils.training import EpochRecord
+from mtl_utils.transforms import longest_side
 from mtl_utils.weights import (
     NOTHING,
     Mismatch,
@@ -221,11 +222,12 @@ class Run:
         return environment.runs_folder() / f"{self.settings.profile}-{self.root.kind}"
 
     def data(self, task: Task, split: str) -> MiniSet:
-        """One split of one task's set, read once."""
+        """One split of one task's set, read once; what is trained on with no more pixels than training needs."""
         # decoding a set takes seconds, and every evaluation asks for val
         if (task, split) not in self.loaded:
             skip = environment.skip_broken()
-            self.loaded[task, split] = MiniSet(task, self.root.path, split, self.classes, skip)
+            longest = longest_side(task, self.settings.train_size[task]) if split == "train" else None
+            self.loaded[task, split] = MiniSet(task, self.root.path, split, self.classes, skip, longest)
         return self.loaded[task, split]
 
     @cached_property

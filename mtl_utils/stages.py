@@ -6,6 +6,7 @@ A stage that was stopped continues after its last finished epoch; one that is fi
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from mtl_utils import checkpoint, environment, files
 from mtl_utils.evaluation import TaskMetrics, evaluate
+from mtl_utils.files import UserError
 from mtl_utils.model import UnifiedModel, count_parameters, fold_batchnorm, mean_over_content, place_model
 from mtl_utils.provenance import provenance
 from mtl_utils.remedies.build import make_remedies
@@ -103,11 +105,19 @@ def make_trainer(run: Run, task: Task) -> Trainer:
     trainer = Trainer(model, run.data(task, "train"), buffer, run.settings, run.device, remedies)
     state = run.path(task, ".state.pt")
     if run.result(task) is not None and state.exists():
-        trainer.load_state_dict(checkpoint.load(state))
+        trainer.load_state_dict(load_state(state))
         print(f"continuing {TASK_NAMES[task]} after epoch {len(trainer.history)}")
     else:
         run.path(task, ".json").unlink(missing_ok=True)  # without a state there is nothing to continue
     return trainer
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What a stage needs to continue. Raises UserError where its file is damaged or an older version wrote it."""
+    state = checkpoint.load(path)
+    if "averaged" not in state:
+        raise UserError(f"{path} was written by an older version: delete the files of its run and train again.")
+    return state
 
 
 def initial_state(run: Run, task: Task) -> tuple[UnifiedModel, ReplayBuffer]:
@@ -127,7 +137,7 @@ def initial_state(run: Run, task: Task) -> tuple[UnifiedModel, ReplayBuffer]:
 def previous_state(run: Run, previous: Task, task: Task) -> tuple[UnifiedModel, ReplayBuffer]:
     """The model and the replay buffer that a finished stage hands on to the stage of `task`."""
     model, _ = load_model(run.path(previous))  # the best epoch's averaged weights, not the last ones
-    state = checkpoint.load(run.path(previous, ".state.pt"))
+    state = load_state(run.path(previous, ".state.pt"))
     buffer = ReplayBuffer(run.settings.buffer_size)
     buffer.load_state_dict(state["buffer"])
     # what segmentation has learned of a class is a better start than random numbers

@@ -5,8 +5,10 @@ network or the tasks' own losses.
 """
 
 import math
+import os
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from mtl_utils.data import MiniSet
+from mtl_utils import environment
+from mtl_utils.data import MiniSet, Sample
 from mtl_utils.files import UserError
 from mtl_utils.losses import class_weights, classification_loss, detection_loss, pixel_counts, segmentation_loss
 from mtl_utils.model import UnifiedModel, place_model
@@ -24,13 +27,16 @@ from mtl_utils.progress import progress
 from mtl_utils.replay import ReplayBuffer
 from mtl_utils.settings import Settings
 from mtl_utils.tasks import TASK_NAMES, TASKS, Task
-from mtl_utils.transforms import Batch, collate, strong_augmentation, to_device, weak_augmentation
+from mtl_utils.transforms import Batch, collate, stack_batch, strong_augmentation, to_device, weak_augmentation
 
 TaskLoss = Callable[..., Tensor]  # of (outputs, targets)
 
 # names of the loss terms that belong to no single task; the others are named by their task
 BOXES_FROM_MASKS = "boxes_from_masks"
 REMEDIES = "remedies"
+
+MAX_SEED = 2**62  # of the random numbers of an image
+MAX_WORKERS = 8
 
 
 class Remedy:
@@ -100,6 +106,22 @@ class BestEpoch:
         return cls(values["epoch"], values["loss"], values["model"])
 
 
+class SeededImages(Dataset[Sample]):
+    """A set whose images are augmented with random numbers of their own, by (index, seed)."""
+
+    def __init__(self, dataset: MiniSet, transform: nn.Module):
+        self.dataset = dataset
+        self.transform = transform
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample:
+        index, seed = item
+        image, target = self.dataset.samples[index]
+        with torch.random.fork_rng(devices=[]):  # what else draws random numbers goes on as before
+            torch.default_generator.manual_seed(seed)
+            augmented: Sample = self.transform(image, target)
+        return augmented
+
+
 class Trainer:
     """Trains a model on one task while replaying earlier ones.
 
@@ -165,7 +187,7 @@ class Trainer:
         weak_epoch = self.weak_now  # asked before the history grows
         totals = dict.fromkeys([*self.earlier, self.task], 0.0)  # of each loss term over the steps
         self.model.train()
-        for new_batch in self.loader():
+        for new_batch in named_errors(self.loader()):
             batches = {self.task: new_batch} | self.replay()  # the new task's batch is the first of a step
             for term, value in self.step(batches).items():
                 totals[term] = totals.get(term, 0.0) + value
@@ -271,16 +293,21 @@ class Trainer:
         return weak_augmentation(size) if self.weak_now else strong_augmentation(task, size)
 
     def loader(self) -> DataLoader[Any]:
-        """The task's training images in random order; what does not fill the last batch is left out of this epoch."""
-        batch_size = min(self.settings.batch_size[self.task], len(self.dataset))
-        collate_fn = partial(collate, transform=self.transform(self.task), task=self.task)
+        """The task's training images in random order; what does not fill the last batch is left out of this epoch.
+
+        Order and augmentation are drawn here, for the whole epoch, so that they are the same for any number of workers.
+        """
+        count = len(self.dataset)
+        order = torch.randperm(count, generator=self.generator)
+        seeds = torch.randint(MAX_SEED, (count,), generator=self.generator)
         return DataLoader(
-            self.dataset,
-            batch_size,
-            shuffle=True,
+            SeededImages(self.dataset, self.transform(self.task)),
+            batch_size=min(self.settings.batch_size[self.task], count),
+            sampler=list(zip(order.tolist(), seeds.tolist(), strict=True)),
             drop_last=True,  # the steps of an epoch are counted, and all weigh alike
-            collate_fn=collate_fn,
-            generator=self.generator,
+            collate_fn=partial(stack_batch, task=self.task),
+            num_workers=worker_count(self.device),
+            generator=torch.Generator(),  # the loader draws a seed for its workers, which nothing uses
         )
 
     def title(self) -> str:
@@ -291,20 +318,22 @@ class Trainer:
         """Everything that the rest of the stage depends on, as tensors and plain values."""
         return {
             "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
+            "ema": changed(self.ema.module.state_dict(), self.model.state_dict()),
+            "averaged": self.ema.n_averaged,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "buffer": self.buffer.state_dict(),  # the next stage reads it from here
             "rng": {"torch": torch.get_rng_state(), "generator": self.generator.get_state()},
             "history": [record.as_dict() for record in self.history],
-            "best": self.best.as_dict() if self.best else None,
+            "best": self.best_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where state_dict was taken."""
         self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
+        self.ema.module.load_state_dict(state["model"] | state["ema"])
+        self.ema.n_averaged.copy_(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
@@ -312,7 +341,44 @@ class Trainer:
         torch.set_rng_state(state["rng"]["torch"])
         self.generator.set_state(state["rng"]["generator"])
         self.history = [EpochRecord.from_dict(values) for values in state["history"]]
-        self.best = BestEpoch.from_dict(state["best"]) if state["best"] else None
+        best = state["best"]
+        if best:
+            best = best | {"model": state["model"] | best["model"]}
+        self.best = BestEpoch.from_dict(best) if best else None
+
+    def best_state(self) -> dict[str, Any] | None:
+        """The best epoch for state_dict, None where there is none."""
+        if self.best is None:
+            return None
+        values = self.best.as_dict()
+        return values | {"model": changed(self.best.weights, self.model.state_dict())}
+
+
+def named_errors(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader. Raises UserError in one sentence where an image cannot be read in a worker."""
+    try:
+        yield from loader
+    except (UserError, RuntimeError) as error:
+        text = str(error)
+        if "DataLoader worker" not in text:
+            raise
+        # torch puts the traceback of the worker before its error
+        sentence = text.rsplit("Error: ", maxsplit=1)[-1]
+        raise UserError(sentence.strip()) from error
+
+
+def worker_count(device: str) -> int:
+    """How many processes decode and augment images: MTL_WORKERS, else some beside a GPU and none beside a CPU.
+
+    On a CPU the network takes all cores. Windows and macOS would copy the whole set into each process.
+    """
+    chosen = environment.workers()
+    if chosen is not None:
+        return chosen
+    if device == "cpu" or sys.platform != "linux":
+        return 0
+    cores = os.cpu_count() or 1
+    return min(MAX_WORKERS, cores - 1)
 
 
 def train(trainer: Trainer, after_epoch: Callable[[Trainer], None]) -> None:
@@ -324,6 +390,11 @@ def train(trainer: Trainer, after_epoch: Callable[[Trainer], None]) -> None:
             bar.set_description(trainer.title())
             trainer.epoch(bar)
             after_epoch(trainer)
+
+
+def changed(weights: dict[str, Tensor], base: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of some weights that differ from the ones of a base: frozen layers are stored once."""
+    return {name: value for name, value in weights.items() if not torch.equal(value, base[name].to(value.device))}
 
 
 def replayed_tasks(settings: Settings, task: Task, buffer: ReplayBuffer) -> list[Task]:
@@ -392,8 +463,11 @@ def ema_update(decay: float, average: Tensor, new: Tensor, count: Tensor | int) 
 
 def make_losses(dataset: MiniSet, buffer: ReplayBuffer, device: str) -> dict[Task, TaskLoss]:
     """The loss of each task; segmentation's class weights come from the masks at hand, new or stored."""
-    samples = dataset.samples if dataset.task == "seg" else buffer.samples.get("seg", [])
-    pixels = pixel_counts([target["mask"] for _, target in samples])  # (21,)
+    if dataset.task == "seg":
+        masks = (target["mask"] for target in dataset.targets())
+    else:
+        masks = (target["mask"] for _, target in buffer.samples.get("seg", []))
+    pixels = pixel_counts(masks)  # (21,)
     weighted_loss = partial(segmentation_loss, weights=class_weights(pixels).to(device))
     return {"seg": weighted_loss, "det": detection_loss, "cls": classification_loss}
 

@@ -27,6 +27,7 @@ SCALES = {
     "det": (0.5, 1.6),
     "cls": (0.6, 2.0),
 }
+TRAIN_SIDE = 1024  # pixels of a photograph's longer side that are enough for training
 MIN_BOX = 4  # pixels: a box that the crop leaves smaller is no longer recognisable
 STRIP = 256  # rows of an image whose classes are looked up at once
 JITTER = 0.4  # brightness, contrast and saturation change by a factor between 1 - JITTER and 1 + JITTER
@@ -223,6 +224,13 @@ def strong_augmentation(task: Task, size: int) -> nn.Module:
     return compose(flip, window, colour, DropSmallBoxes())
 
 
+def longest_side(task: Task, size: int) -> int:
+    """Pixels of a photograph's longer side that no augmentation needs more of, for inputs of `size`."""
+    _, largest = SCALES[task]
+    needed = math.ceil(largest * size)
+    return max(TRAIN_SIDE, needed)
+
+
 def weak_augmentation(size: int) -> nn.Module:
     """The transform of the last epochs: the evaluation's, and flips."""
     flip = v2.RandomHorizontalFlip()
@@ -237,8 +245,13 @@ def to_batch(images: Sequence[Tensor], size: int) -> tuple[Tensor, Tensor]:
 
 
 def collate(samples: Sequence[Sample], transform: nn.Module, task: Task) -> Batch:
-    """Transform samples and make a batch, in which no tensor is a tv_tensor any more."""
+    """Transform samples and make a batch."""
     moved = [transform(*sample) for sample in samples]
+    return stack_batch(moved, task)
+
+
+def stack_batch(moved: Sequence[Sample], task: Task) -> Batch:
+    """A batch of samples of one size, in which no tensor is a tv_tensor any more."""
     images = stack_images(moved)
     content = stack_content(moved)
     if task == "cls":

@@ -36,6 +36,7 @@ class ListSet(MiniSet):
         self.task, self.samples, self.classes = task, samples, classes
         self.root, self.split = root, "val"
         self.ids = list(range(1, len(samples) + 1))
+        self.paths = [None] * len(samples)
 
 
 def photo(height: int, width: int) -> tv_tensors.Image:

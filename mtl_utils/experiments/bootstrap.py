@@ -65,7 +65,7 @@ def bootstrap_metric(dataset: MiniSet, predictions: Predictions, resamples: int 
 def bootstrap_segmentation(dataset: MiniSet, masks: Sequence[Tensor], indices: np.ndarray) -> np.ndarray:
     """mIoU (resamples,) of masks (H, W), one an image, on resamples of these indices (resamples, images)."""
     matrices = []
-    for (_, target), mask in zip(dataset.samples, masks, strict=True):
+    for target, mask in zip(dataset.targets(), masks, strict=True):
         true = target["mask"].as_subclass(Tensor)
         matrices.append(confusion_matrix(true, mask, len(VOC_CLASSES)))
     by_image = torch.stack(matrices)  # (images, 21, 21)
@@ -109,7 +109,7 @@ def resampled_map(run: COCOeval, matches: np.ndarray) -> float:
 
 def bootstrap_classification(dataset: MiniSet, probabilities: Sequence[Tensor], indices: np.ndarray) -> np.ndarray:
     """Top-1 (resamples,) of class probabilities (C,), one an image, on resamples of these indices."""
-    labels = torch.stack([target["label"] for _, target in dataset.samples])  # (images,)
+    labels = torch.stack([target["label"] for target in dataset.targets()])  # (images,)
     predicted = torch.stack(list(probabilities)).argmax(1)  # (images,)
     hits = (predicted == labels).double().numpy()
     return hits[indices].mean(1)

@@ -1,7 +1,7 @@
 """A student's remedy on the network: an epoch of detection from the end of stage 1, beside none and the module's."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -83,7 +83,7 @@ def use_parts(trainer: Trainer, parts: Parts) -> Trainer:
     stored = trainer.buffer.samples["seg"]
     generator = torch.Generator().manual_seed(0)
     chosen = parts["choose"](rarest_classes(stored), STORED, generator)
-    trainer.buffer.samples["seg"] = [stored[index] for index in chosen]
+    trainer.buffer.samples["seg"] = stored.chosen(chosen)
 
     def make_batch(task: Task, samples: list[Sample]) -> Batch:
         return collate(samples, trainer.transform(task), task)
@@ -98,7 +98,7 @@ def use_parts(trainer: Trainer, parts: Parts) -> Trainer:
     return trainer
 
 
-def rarest_classes(samples: list[Sample]) -> list[int]:
+def rarest_classes(samples: Sequence[Sample]) -> list[int]:
     """Of each mask the class that the fewest masks hold: a label for each image."""
     classes = [image_classes("seg", target) for _, target in samples]
     counts: Counter[int] = Counter()

@@ -19,7 +19,7 @@ COUNTED: dict[Task, str] = {"seg": "images that show it", "det": "boxes", "cls":
 def class_counts(dataset: MiniSet) -> Counter[int]:
     """How often each class index stands in a set: images that show it (seg), boxes (det), images (cls)."""
     counts: Counter[int] = Counter()
-    for _, target in dataset.samples:
+    for target in dataset.targets():
         labels = classes_of(dataset.task, target)
         counts.update(labels)
     return counts

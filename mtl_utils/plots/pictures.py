@@ -240,7 +240,7 @@ def augmented(sample: Sample, task: Task, size: int, seed: int) -> Sample:
     return changed
 
 
-def exemplar_grid(samples: dict[Task, list[Sample]], classes: Classes, count: int = 5) -> Figure:
+def exemplar_grid(samples: Mapping[Task, Sequence[Sample]], classes: Classes, count: int = 5) -> Figure:
     """The first exemplars that a replay buffer keeps of each task, by row, with their labels."""
     rows = len(samples)
     figure, axes = make_grid(rows, count, (10, 2.3 * rows))
@@ -275,7 +275,7 @@ def image_scores(dataset: MiniSet, predictions: Sequence[Prediction]) -> list[fl
     """How well each image of a set is predicted, from 0 to 1."""
     score = IMAGE_SCORES[dataset.task]
     scores = []
-    for prediction, (_, target) in zip(predictions, dataset.samples, strict=True):
+    for prediction, target in zip(predictions, dataset.targets(), strict=True):
         scores.append(score(prediction, target))
     return scores
 
