@@ -88,7 +88,7 @@ class Samples(Sequence[Sample]):
 
     def __init__(self, entries: Sequence[Entry], kept: Sequence[Sample], longest: int | None):
         self.entries = entries
-        self.kept = kept
+        self.kept = kept  # of the first entries
         self.longest = longest  # see read_sample
 
     def __len__(self) -> int:
@@ -185,6 +185,7 @@ class MiniSet(Dataset[Sample]):
     def target(self, place: int) -> Target:
         """The target of one image."""
         samples = self.samples
+        # of a reduced photograph the target is reduced with it
         if isinstance(samples, Samples) and samples.longest is None and place >= len(samples.kept):
             return read_target(samples.entries[place])
         _, target = samples[place]
@@ -250,6 +251,7 @@ class MiniSet(Dataset[Sample]):
 def sample_bytes(sample: Sample) -> int:
     """Bytes of memory that an image and its target take."""
     image, target = sample
+    # the pixels are nearly all of it
     total: int = image.nbytes
     for value in target.values():
         total += value.nbytes
@@ -363,6 +365,7 @@ def read_target(entry: Entry) -> Target:
     """The target of one image, in the size of the whole photograph. Raises UserError where its mask is broken."""
     if isinstance(entry.label, Path):
         return {"mask": read_mask(entry.label)}
+    # boxes are cut off at the photograph's sides
     size = entry.size or pictures.header_size(entry.path)
     if size is None or entry.label is None:  # the reader of the whole sample names what is wrong
         _, target = read_sample(entry)
@@ -381,7 +384,7 @@ def target_in(entry: Entry, size: pictures.Size) -> Target:
 def fit_target(target: Target, image: tv_tensors.Image) -> Target:
     """A target of the whole photograph for an image that may have fewer pixels."""
     size = list(image.shape[-2:])
-    fitted = {}
+    fitted = {}  # labels and flags stay as they are
     for name, value in target.items():
         if isinstance(value, (tv_tensors.Mask, tv_tensors.BoundingBoxes)):
             value = TF.resize(value, size)  # the same value where the size is

@@ -432,6 +432,7 @@ def folder_of_class(root: Path, split: str) -> dict[str, Path]:
 
 def cls_problems(root: Path, split: str) -> list[FileProblem]:
     """Class folders without images, photographs of two classes, and pictures that would not be read."""
+    # each would change a metric without a word
     problems = split_problems(root, "cls", split)
     parent = split_folder(root, "cls", split)
     for path in entries(parent, PICTURE):

@@ -36,8 +36,8 @@ class Exemplars(Sequence[Sample]):
 
     def __init__(self, packed: list[Target]):
         self.packed = packed  # see pack
-        self.decoded: dict[int, Sample] = {}
-        self.room = KEPT_BYTES
+        self.decoded: dict[int, Sample] = {}  # by place
+        self.room = KEPT_BYTES  # that is left
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -55,6 +55,7 @@ class Exemplars(Sequence[Sample]):
         if place in self.decoded:
             return self.decoded[place]
         sample = unpack(self.packed[place])
+        # without a limit, thousands of stored images would fill the memory
         if self.room > 0:
             self.decoded[place] = sample
             self.room -= sample_bytes(sample)
@@ -229,9 +230,10 @@ def pack(image: tv_tensors.Image, target: Target, path: Path | None = None) -> T
     The picture's own file is taken where it holds the same pixels. Else it is encoded anew: as JPEG where its file is
     one, so that a photograph that was reduced stays small, and else without loss.
     """
-    packed = plain_target(target)
+    packed = plain_target(target)  # checkpoints are read with weights_only=True, which knows no tv_tensors
     packed["picture"] = encode_picture(image, path)
     if "mask" in packed:
+        # a mask of large areas takes a hundredth of its pixels
         mask = TF.to_pil_image(packed["mask"][None])
         packed["mask"] = encode(mask, "PNG")
     return packed
@@ -255,6 +257,7 @@ def encode_picture(image: tv_tensors.Image, path: Path | None) -> Tensor:
     is_jpeg = path is not None and path.suffix.lower() in JPEG
     if path is not None and is_jpeg:
         own = byte_tensor(path.read_bytes())
+        # not so where it was turned or reduced
         if torch.equal(decode(own, "RGB"), image.as_subclass(Tensor)):
             return own
     picture = TF.to_pil_image(image)
@@ -264,7 +267,7 @@ def encode_picture(image: tv_tensors.Image, path: Path | None) -> Tensor:
 def encode(picture: PIL.Image.Image, kind: str, **options: int) -> Tensor:
     """The bytes (N,) uint8 of a file of this kind, "PNG" or "JPEG"."""
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    picture.save(file, kind, **options)  # the same bytes every time
     return byte_tensor(file.getvalue())
 
 

@@ -116,6 +116,7 @@ class SeededImages(Dataset[Sample]):
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         index, seed = item
         image, target = self.dataset.samples[index]
+        # torch.manual_seed would also seed the GPU, where nothing is augmented
         with torch.random.fork_rng(devices=[]):  # what else draws random numbers goes on as before
             torch.default_generator.manual_seed(seed)
             augmented: Sample = self.transform(image, target)
@@ -298,6 +299,7 @@ class Trainer:
         Order and augmentation are drawn here, for the whole epoch, so that they are the same for any number of workers.
         """
         count = len(self.dataset)
+        # as many numbers whatever the transform needs of them
         order = torch.randperm(count, generator=self.generator)
         seeds = torch.randint(MAX_SEED, (count,), generator=self.generator)
         return DataLoader(
@@ -360,7 +362,7 @@ def named_errors(loader: DataLoader[Any]) -> Iterator[Any]:
         yield from loader
     except (UserError, RuntimeError) as error:
         text = str(error)
-        if "DataLoader worker" not in text:
+        if "DataLoader worker" not in text:  # raised by the process that trains
             raise
         # torch puts the traceback of the worker before its error
         sentence = text.rsplit("Error: ", maxsplit=1)[-1]
