@@ -82,6 +82,13 @@ def test_ratios_are_paired_by_seed_and_averaged():
     assert sorted(resampled) == pytest.approx(sorted([(1.5 + 1.0) / 2, (2.0 + 0.5) / 2]))
 
 
+def test_a_seed_without_its_baseline_is_left_out_and_not_counted():
+    results = [*pair([0.3, 0.4]), final("new", {"det": 0.9}, {"det": [0.9, 0.9]}, seed=1)]
+    evidence = claims_module.gather([results], CLAIM)
+    assert evidence.ratios["det"].value == pytest.approx(1.5) and evidence.seeds == 1
+    assert list(claims_module.claims_table([results], [CLAIM])["seeds"]) == ["1"]
+
+
 def test_folds_are_averaged_and_their_resamples_are_not_paired():
     """Two folds with the same ratios, half 1 and half 2: the mean of two independent draws has half the variance."""
     fold = pair([0.2, 0.4] * 500, value=0.3)
@@ -101,8 +108,8 @@ def test_alone_is_the_single_task_run_and_stage_1_of_the_default():
 @pytest.mark.parametrize(
     ("results", "sentence"),
     [
-        ([], "There is no run new"),
-        (pair([0.3])[:1], "new of seed 0 has no run old for mAP@50: .* --seeds 0. makes it"),
+        ([], "No seed has the runs new and old for mAP@50"),
+        (pair([0.3])[:1], "No seed has the runs new and old for mAP@50: .*cross-validation. makes them"),
     ],
 )
 def test_a_missing_run_is_a_sentence_and_no_verdict(results, sentence):
