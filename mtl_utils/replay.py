@@ -124,7 +124,7 @@ class ReplayBuffer:
         """Plain tensors, as they are stored in checkpoints."""
         return {
             "capacity": self.capacity,
-            "samples": {task: exemplars.packed for task, exemplars in self.samples.items()},
+            "exemplars": {task: exemplars.packed for task, exemplars in self.samples.items()},
             "stored_logits": self.stored_logits,
             "fisher": self.fisher,
         }
@@ -132,7 +132,7 @@ class ReplayBuffer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of state_dict."""
         self.capacity = state["capacity"]
-        self.samples = {task: Exemplars(packed) for task, packed in state["samples"].items()}
+        self.samples = {task: Exemplars(packed) for task, packed in state["exemplars"].items()}
         self.stored_logits = dict(state["stored_logits"])  # copies: the buffer adds to both
         self.fisher = dict(state["fisher"])
 

@@ -115,7 +115,7 @@ def make_trainer(run: Run, task: Task) -> Trainer:
 def load_state(path: Path) -> dict[str, Any]:
     """What a stage needs to continue. Raises UserError where its file is damaged or an older version wrote it."""
     state = checkpoint.load(path)
-    if "averaged" not in state:
+    if "exemplars" not in state["buffer"]:
         raise UserError(f"{path} was written by an older version: delete the files of its run and train again.")
     return state
 

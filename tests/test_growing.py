@@ -293,6 +293,6 @@ def test_classes_come_from_the_file_whatever_their_number(own_root):
 
 def test_a_state_of_an_older_version_ends_in_a_sentence(tmp_path):
     path = tmp_path / "stage1_segmentation.state.pt"
-    checkpoint.save(path, {"model": {}, "buffer": {}})
+    checkpoint.save(path, {"model": {}, "buffer": {"samples": {}}})
     with pytest.raises(UserError, match=r"state\.pt was written by an older version: delete the files of its run"):
         load_state(path)

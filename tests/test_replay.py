@@ -194,7 +194,7 @@ def assert_same(a: Tensor, b: Tensor) -> None:
 
 
 def test_state_holds_plain_tensors_only(full_buffer):
-    for stored in full_buffer.state_dict()["samples"].values():
+    for stored in full_buffer.state_dict()["exemplars"].values():
         assert all(type(value) is Tensor for sample in stored for value in sample.values())
 
 
