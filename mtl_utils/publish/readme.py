@@ -1,4 +1,4 @@
-"""The generated parts of three pages: the results in both READMEs, and the tables of runs beside the evidence.
+"""The generated parts of four pages: the results in both READMEs and in the report, and the tables of the evidence.
 
 All of it is made from figures/metrics.json and figures/study/, and stands between two marks of a page.
 """
@@ -15,7 +15,7 @@ from mtl_utils.files import UserError
 from mtl_utils.forgetting import Drop, drops, five_percent_rule, verdict_text
 from mtl_utils.plots.studies import draw_study
 from mtl_utils.run import RunMetrics, read_metrics
-from mtl_utils.tasks import METRIC_NAMES, TASKS
+from mtl_utils.tasks import METRIC_NAMES, TASK_NAMES, TASKS, stage_number
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ CHINESE = Wording(
 )
 READMES = {"README.md": ENGLISH, "README.zh-TW.md": CHINESE}
 STUDY_PAGE = "figures/study/README.md"
-PAGES = (*READMES, STUDY_PAGE)
+REPORT_PAGE = "REPORT.md"
+PAGES = (*READMES, STUDY_PAGE, REPORT_PAGE)
 NO_RUNS = "No run of this profile has been made with the present network yet."
 STUDIED = ("full", "quick")  # the profiles whose studies are shown; in the last one every run was made
 
@@ -134,6 +135,7 @@ def remake_readmes() -> None:
     for name, wording in READMES.items():
         write_page(name, with_results(read(name), wording))
     write_page(STUDY_PAGE, with_studies(read(STUDY_PAGE)))
+    write_page(REPORT_PAGE, with_report(read(REPORT_PAGE)))
 
 
 # ---- pages and their marks
@@ -184,6 +186,12 @@ def markdown(rows: list[list[str]]) -> str:
 def with_results(text: str, wording: Wording) -> str:
     """A README's text with its headline and its results made anew."""
     metrics = read_metrics(files.COMMITTED_METRICS)
+    text = between(text, "sizes", sizes_table(metrics, wording))
+    return with_run(text, metrics, wording)
+
+
+def with_run(text: str, metrics: RunMetrics, wording: Wording) -> str:
+    """The text of a page with its headline, its table of results and its claims made anew."""
     results = read_results(files.STUDY_RESULTS / metrics.key.settings.profile)
     words = seed_words(results, wording)
 
@@ -193,7 +201,6 @@ def with_results(text: str, wording: Wording) -> str:
     about = about_run(metrics, wording) + wording.space + retention
 
     text = between(text, "headline", headline)
-    text = between(text, "sizes", sizes_table(metrics, wording))
     folds = read_folds(files.STUDY_RESULTS / metrics.key.settings.profile)
     text = between(text, "claims", claims_list(folds, wording, words["seeds"]))
     return between(text, "results", f"{table}\n\n{about}")
@@ -298,6 +305,42 @@ def results_row(own: Drop, single: float | None, before: float) -> list[str]:
         f"{100 * kept:.0f} %",
         verdict_text(drop.passed),
     ]
+
+
+# ---- the report
+
+
+def with_report(text: str) -> str:
+    """The report's text with all its numbers made anew."""
+    metrics = read_metrics(files.COMMITTED_METRICS)
+    profile = metrics.key.settings.profile
+    text = with_run(text, metrics, ENGLISH)
+    text = between(text, f"study {profile}", evidence_table(read_results(files.STUDY_RESULTS / profile)))
+    return between(text, "schedule", schedule_table(metrics))
+
+
+def schedule_table(metrics: RunMetrics) -> str:
+    """The settings of the committed run that make its schedule, one row a stage."""
+    settings = metrics.key.settings
+    rows = [["stage", "epochs", "new images a step", "replayed a step", "input", "rate", "frozen", "minutes"]]
+    for task, stage in metrics.stages.items():
+        earlier = settings.earlier(task)
+        frozen = ["trunk"] if settings.freeze_trunk else []
+        if earlier and settings.freeze_neck[task]:
+            frozen += ["pooling", "fusion"]
+        rows.append(
+            [
+                f"{stage_number(task)}. {TASK_NAMES[task]}",
+                str(settings.epochs[task]),
+                str(settings.batch_size[task]),
+                f"{settings.replay_per_task} of {' and of '.join(earlier)}" if earlier else tables.MISSING,
+                f"{settings.train_size[task]} px",
+                f"{settings.lr[task]:g}",
+                ", ".join(frozen) or tables.MISSING,
+                f"{stage.minutes:.0f}",
+            ]
+        )
+    return markdown(rows)
 
 
 # ---- the evidence

@@ -42,13 +42,29 @@ def test_the_evidence_shows_the_committed_studies():
     assert readme.with_studies(text) == text, "run `python -m mtl_utils publish`"
 
 
+def test_the_report_shows_the_committed_run():
+    text = readme.read(readme.REPORT_PAGE)
+    assert readme.with_report(text) == text, "run `python -m mtl_utils publish`"
+
+
+def test_the_reports_schedule_is_that_of_the_settings():
+    """By hand: the stages of the committed settings."""
+    metrics = read_metrics(files.COMMITTED_METRICS)
+    _, _, first, second, third = readme.schedule_table(metrics).splitlines()
+    assert first.startswith("| 1. segmentation | 30 | 8 | – | 384 px | 0.001 | trunk |")
+    assert second.startswith("| 2. detection | 60 | 4 | 6 of seg | 384 px | 0.001 | trunk |")
+    assert third.startswith(
+        "| 3. classification | 10 | 16 | 6 of seg and of det | 384 px | 0.001 | trunk, pooling, fusion |"
+    )
+
+
 @pytest.fixture
 def copied_project(tmp_path, monkeypatch):
     """A copy of what the repository shows; files.X points there."""
     shutil.copytree(files.PROJECT / "figures", tmp_path / "figures")
     shutil.copytree(files.NOTEBOOKS, tmp_path / "notebooks")
     shutil.copytree(files.WEIGHTS_FOLDER, tmp_path / "data" / "weights")
-    for page in readme.READMES:
+    for page in (*readme.READMES, readme.REPORT_PAGE):
         shutil.copyfile(files.PROJECT / page, tmp_path / page)
     for name in ("COMMITTED_METRICS", "COMMITTED_SIZES", "COMMITTED_WEIGHTS", "STUDY_RESULTS", "NOTEBOOKS"):
         monkeypatch.setattr(files, name, tmp_path / getattr(files, name).relative_to(files.PROJECT))
@@ -345,7 +361,7 @@ def test_all_notebooks_and_both_readmes_name_one_address():
 
 def test_the_address_is_set_everywhere_at_once_and_can_be_changed(tmp_path, monkeypatch):
     shutil.copytree(files.NOTEBOOKS, tmp_path / "notebooks")
-    for page in readme.READMES:
+    for page in (*readme.READMES, readme.REPORT_PAGE):
         shutil.copyfile(files.PROJECT / page, tmp_path / page)
     monkeypatch.setattr(files, "PROJECT", tmp_path)
     monkeypatch.setattr(files, "NOTEBOOKS", tmp_path / "notebooks")
