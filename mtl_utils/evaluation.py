@@ -156,6 +156,7 @@ def distinct_photographs(datasets: Sequence[MiniSet]) -> list[Photograph]:
     """The photographs of some sets, each once, told apart by their pixels."""
     photographs: dict[tuple[torch.Size, bytes], Photograph] = {}
     for dataset in datasets:
+        # by pixels, since one photograph may be stored as two files
         for index, (image, _) in enumerate(dataset.samples):
             digest = hashlib.sha256(image.numpy().tobytes()).digest()
             photograph = photographs.setdefault((image.shape, digest), Photograph([]))

@@ -1,10 +1,10 @@
-"""The commands on data: check, fetch, synthetic, fold."""
+"""The commands on data: check, fetch, pack, synthetic, fold."""
 
 import argparse
 
 from mtl_utils import files
 from mtl_utils.cli.evaluate import chosen_tasks
-from mtl_utils.prepare import check, fetch, folds, synthetic
+from mtl_utils.prepare import check, folds, pack, synthetic
 from mtl_utils.prepare.root import find_root
 from mtl_utils.tasks import SPLITS
 
@@ -18,9 +18,20 @@ def check_command(options: argparse.Namespace) -> int:
 
 
 def fetch_command(options: argparse.Namespace) -> None:
-    """Build the mini sets from their official sources."""
+    """Build the mini sets from a pack or from their official sources."""
     root = options.root or files.PROJECT / "data"
-    fetch.fetch(root)
+    if options.source is None:
+        pack.fetch_sets(root)
+    else:
+        pack.fetch_pack(root, options.source, options.sha256)
+
+
+def pack_command(options: argparse.Namespace) -> None:
+    """Write the mini sets to one zip."""
+    root = options.root or find_root().path
+    digest = pack.write_pack(root, options.out)
+    print(f"{options.out} holds the three sets. Put it on the web and this line into {pack.ADDRESS}, so that notebooks")
+    print(f"and `data fetch` take it from there:\nADDRESS {digest}")
 
 
 def synthetic_command(options: argparse.Namespace) -> None:

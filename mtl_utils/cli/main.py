@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from mtl_utils.cli.data import check_command, fetch_command, fold_command, synthetic_command
+from mtl_utils.cli.data import check_command, fetch_command, fold_command, pack_command, synthetic_command
 from mtl_utils.cli.evaluate import split_name
 from mtl_utils.cli.export import export_command
 from mtl_utils.cli.guard import guarded
@@ -114,10 +114,11 @@ def add_train(commands: Commands) -> None:
 
 def add_data(commands: Commands) -> None:
     """The command data, with commands of its own."""
-    parser = commands.add_parser("data", help="check, fetch, render or fold the mini sets")
+    parser = commands.add_parser("data", help="check, fetch, pack, render or fold the mini sets")
     data_commands = parser.add_subparsers(required=True)
     add_data_check(data_commands)
     add_data_fetch(data_commands)
+    add_data_pack(data_commands)
     add_data_synthetic(data_commands)
     add_data_fold(data_commands)
 
@@ -142,9 +143,21 @@ def add_data_check(commands: Commands) -> None:
 
 def add_data_fetch(commands: Commands) -> None:
     """The command data fetch."""
-    text = "build the mini sets from the official sources"
+    text = "build the mini sets from the official sources, or from a pack"
     parser = commands.add_parser("fetch", help=text, parents=[root_argument("data/")])
+    source = "a pack: a file or a web address (default: the line in data/pack.txt, else the official sources)"
+    parser.add_argument("--from", dest="source", metavar="PACK", help=source)
+    parser.add_argument("--sha256", help="that the pack must have, as `data pack` printed it")
     parser.set_defaults(command=fetch_command, after_stop=CONTINUE_FETCHING)
+
+
+def add_data_pack(commands: Commands) -> None:
+    """The command data pack."""
+    text = "write the three mini sets to one verified zip"
+    parser = commands.add_parser("pack", help=text)
+    parser.add_argument("out", type=Path, help="zip to make")
+    parser.add_argument("root", nargs="?", type=Path, help=f"folder of the mini sets (default: {DEFAULT_ROOT})")
+    parser.set_defaults(command=pack_command)
 
 
 def add_data_synthetic(commands: Commands) -> None:

@@ -127,13 +127,14 @@ def gather(folds: list[list[RunSummary]], claim: Claim) -> Evidence:
     ratios = {}
     p_values = []
     holds = []
+    seeds = []  # in every task and fold
     for task in claim.tasks:
+        seeds += [len(paired_runs(results, claim, task)) for results in folds]
         value, resampled = mean_ratio(folds, claim, task)
         low, high = interval(resampled)
         ratios[task] = Estimate(value, low, high)
         p_values.append(p_value(resampled, claim))
         holds.append(on_the_right_side(np.array(value), claim).item())
-    seeds = [len(paired_runs(results, claim, task)) for results in folds for task in claim.tasks]
     return Evidence(ratios, max(p_values), all(holds), min(seeds))
 
 

@@ -41,9 +41,9 @@ def prepare(drive: bool = False) -> None:
     if drive:
         keep_on_drive()
     if environment.data_root() is None:
-        from mtl_utils.prepare import fetch  # here, since what it imports may just have been installed
+        from mtl_utils.prepare import pack  # here, since what it imports may just have been installed
 
-        fetch.fetch(files.PROJECT / "data")
+        pack.fetch_sets(files.PROJECT / "data")
 
 
 def unmet(requirements: str) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 
 from mtl_utils import files
 from mtl_utils.files import PROJECT, UserError
-from mtl_utils.prepare import colab, fetch, synthetic
+from mtl_utils.prepare import colab, pack, synthetic
 from mtl_utils.publish import links, notebooks
 
 COLAB = {"COLAB_RELEASE_TAG": "release-colab", "COLAB_GPU": ""}
@@ -25,7 +25,7 @@ def calls(monkeypatch) -> list:
     """What would have been installed or fetched."""
     made = []
     monkeypatch.setattr(subprocess, "run", lambda command, **_: made.append(command[4:]))
-    monkeypatch.setattr(fetch, "fetch", lambda root: made.append(root))
+    monkeypatch.setattr(pack, "fetch_sets", lambda root: made.append(root))
     monkeypatch.delenv("MTL_DATA_ROOT", raising=False)
     monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
     return made
