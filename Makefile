@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test fast notebooks lint types format cover fuzz kills mutants
+.PHONY: help venv test fast notebooks lint types format cover fuzz kills colab mutants
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -45,6 +45,16 @@ fuzz: venv  ## thousands of mutated roots, weights and command lines; takes an h
 
 kills: venv  ## kill a hundred trainings at random moments and continue them; takes half an hour
 	MTL_KILLS=100 $(BIN)/pytest -s tests/test_kills.py -k random
+
+.venv-colab: .ci/colab.txt
+	python3.13 -m venv .venv-colab
+	.venv-colab/bin/pip install -r .ci/colab.txt
+	touch $@
+
+colab: .venv-colab  ## the notebooks with Google Colab's own versions, from empty folders; needs Python 3.13
+	.venv-colab/bin/python -m mtl_utils data synthetic
+	COLAB_RELEASE_TAG=make MTL_DATA_ROOT=data/synthetic MTL_PROFILE=smoke .venv-colab/bin/pytest --nbval notebooks
+	.venv-colab/bin/pytest tests/prepare/test_colab.py
 
 mutants: venv  ## plant small faults and see whether the tests notice; takes hours
 	$(BIN)/python tests/mutants.py
