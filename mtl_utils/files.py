@@ -22,6 +22,7 @@ WEIGHTS_FOLDER = PROJECT / "data" / "weights"  # weights to start from, and the 
 START_WEIGHTS = WEIGHTS_FOLDER / "efficientnet_lite0.pt"  # public ImageNet weights that new models start from
 COMMITTED_WEIGHTS = WEIGHTS_FOLDER / "three_tasks.pt"  # the committed run's model after stage 3
 STUDY_RESULTS = PROJECT / "figures" / "study"  # one folder a profile, one JSON a run
+SIZES_ON_FOLDS = STUDY_RESULTS / "sizes_on_folds.json"  # of models trained on folds of the training sets
 RUN_LOG = PROJECT / "figures" / "runs.csv"  # one line a run: how the recipe was found
 NOTEBOOKS = PROJECT / "notebooks"
 HASH_BLOCK = 1 << 20  # bytes that are hashed at a time, so that an archive of gigabytes takes no memory

@@ -15,7 +15,7 @@ from mtl_utils.files import UserError
 from mtl_utils.forgetting import Drop, drops, five_percent_rule, verdict_text
 from mtl_utils.plots.studies import draw_study
 from mtl_utils.run import RunMetrics, read_metrics
-from mtl_utils.tasks import METRIC_NAMES, TASK_NAMES, TASKS, stage_number
+from mtl_utils.tasks import METRIC_NAMES, TASK_NAMES, TASKS, Task, stage_number
 
 
 @dataclass(frozen=True)
@@ -353,7 +353,21 @@ def with_studies(text: str) -> str:
         text = between(text, f"study {profile}", evidence_table(results))
         folds = read_folds(files.STUDY_RESULTS / profile)
         text = between(text, f"claims {profile}", claims_table(folds))
-    return text
+    return between(text, "sizes on folds", folds_table())
+
+
+def folds_table() -> str:
+    """The metrics at several sizes of the input on photographs held out of the training sets: means over the folds."""
+    content = files.read_json(files.SIZES_ON_FOLDS, "restore it from the project's repository")
+    rows = [["input, pixels", *METRIC_NAMES.values(), "mean of the three"]]
+    by_size: dict[int, list[dict[Task, float]]] = {}
+    for row in content["rows"]:
+        by_size.setdefault(row["size"], []).append(row["values"])
+    for size, values in by_size.items():
+        means = [sum(of_fold[task] for of_fold in values) / len(values) for task in TASKS]
+        numbers = [*means, sum(means) / len(means)]
+        rows.append([str(size), *(f"{number:.3f}" for number in numbers)])
+    return markdown(rows)
 
 
 def claims_table(folds: list[list[RunSummary]]) -> str:
