@@ -54,7 +54,7 @@ kills: venv  ## kill a hundred trainings at random moments and continue them; ta
 colab: .venv-colab  ## the notebooks with Google Colab's own versions, from empty folders; needs Python 3.13
 	.venv-colab/bin/python -m mtl_utils data synthetic
 	COLAB_RELEASE_TAG=make MTL_DATA_ROOT=data/synthetic MTL_PROFILE=smoke .venv-colab/bin/pytest --nbval notebooks
-	.venv-colab/bin/pytest tests/prepare/test_colab.py
+	.venv-colab/bin/pytest tests/prepare/test_colab.py -k from_an_empty_folder
 
 mutants: venv  ## plant small faults and see whether the tests notice; takes hours
 	$(BIN)/python tests/mutants.py

@@ -156,6 +156,8 @@ class MiniSet(Dataset[Sample]):
         for entry in progress(entries, desc=title, unit="image", leave=False, delay=2):
             if room > 0 or self.skip_broken:
                 try:
+                    if self.skip_broken and longest is not None:  # with fewer pixels some damage is not seen
+                        pictures.decode(entry.path)
                     sample = read_sample(entry, longest)
                 except UserError as error:
                     if not self.skip_broken:
@@ -178,16 +180,18 @@ class MiniSet(Dataset[Sample]):
         return self.samples[index]
 
     def targets(self) -> Iterator[Target]:
-        """The target of every image in turn, in the size of the whole photograph, which is not decoded for it."""
+        """The target of every image in turn; a photograph is decoded for it only where it is reduced."""
         for place in range(len(self.samples)):
             yield self.target(place)
 
     def target(self, place: int) -> Target:
         """The target of one image."""
         samples = self.samples
-        # of a reduced photograph the target is reduced with it
-        if isinstance(samples, Samples) and samples.longest is None and place >= len(samples.kept):
-            return read_target(samples.entries[place])
+        if isinstance(samples, Samples) and place >= len(samples.kept):
+            entry = samples.entries[place]
+            # of a reduced photograph the target is reduced with it
+            if not pictures.is_reduced(entry.path, samples.longest):
+                return read_target(entry)
         _, target = samples[place]
         return target
 

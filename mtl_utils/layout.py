@@ -213,7 +213,9 @@ def voc_problems(root: Path, split: str) -> list[FileProblem]:
                 problems.append(FileProblem(path, text, "rename or remove one of the two", twin=first))
     # VOC's own folders may hold more beside the photographs
     folder, _ = voc_folders(root, split)
-    problems += unread_pictures(folder, (*voc_suffixes(root, split), ".png"), "save it as JPEG in the split's folder")
+    problems += unread_pictures(
+        folder, (*voc_suffixes(root, split), ".png"), "move it elsewhere, or save it as JPEG here"
+    )
     return problems
 
 

@@ -6,6 +6,7 @@ remedy.
 """
 
 import io
+import re
 import warnings
 from collections.abc import Collection
 from functools import cache
@@ -30,6 +31,8 @@ PNG_START = b"\x89PNG"  # how such a file begins
 JPEG_START = b"\xff\xd8\xff"
 JPEG_SCAN = b"\xff\xda"  # the marker before the coded pixels of a JPEG
 JPEG_END = b"\xff\xd9"
+MARKER = b"\xff"  # with which every marker of a JPEG begins
+NEXT_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # behind coded pixels, which hold these four kinds alone
 JPEG_BLOCK = 8  # pixels of its side
 HOLE = bytes(512)  # a sector of a disk that was never written
 MORE_PIXELS = b"\x55" * 64  # coded pixels that a complete JPEG has no place for
@@ -46,6 +49,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+UPRIGHT = 1
 SIDEWAYS = (5, 6, 7, 8)  # the orientations that exchange width and height
 
 # remedies
@@ -105,11 +109,18 @@ def load(data: bytes) -> Image.Image:
     return picture
 
 
+def is_reduced(path: Path, longest: int | None) -> bool:
+    """Whether a picture would be decoded with fewer pixels than its file has."""
+    size = header_size(path) if longest is not None else None
+    return size is not None and longest is not None and max(size) >= 2 * longest
+
+
 def reduce(picture: Image.Image, longest: int) -> Image.Image:
     """An opened picture, decoded to a whole part of its size whose longer side is `longest` pixels or a few more."""
     width, height = picture.size
     # a JPEG decodes an eighth of its pixels much faster than all; the method does nothing for other kinds
-    picture.draft(None, (longest * width // max(width, height), longest * height // max(width, height)))
+    scale = longest / max(width, height)
+    picture.draft(None, (max(1, int(scale * width)), max(1, int(scale * height))))
     picture.load()
     factor = max(picture.size) // longest
     can_be_averaged = picture.mode in ("L", "RGB")  # not palette indices
@@ -117,14 +128,15 @@ def reduce(picture: Image.Image, longest: int) -> Image.Image:
 
 
 def check_jpeg(data: bytes, picture: Image.Image) -> None:
-    """Raise OSError where coded pixels of a JPEG are missing or were overwritten with zeros.
+    """Raise OSError where coded pixels of a JPEG are missing, or where a baseline JPEG was overwritten with zeros.
 
-    The decoder warns of the first, and Pillow does not pass it on: the rest of the picture is grey, or less sharp.
+    The decoder warns of the first, and Pillow does not pass it on: the rest of the picture is grey, or less sharp. Not
+    noticed are zeros in a progressive JPEG, and whole scans that it lacks.
     """
-    start = data.rfind(JPEG_SCAN)
-    end = data.find(JPEG_END, start)
-    if start < 0 or end < 0:  # Pillow has decoded it, so nothing is missing
+    place = last_scan(data)
+    if place is None:  # of an unusual kind, which Pillow can read all the same
         return
+    start, end = place
     progressive = "progressive" in picture.info
     # what an early end leaves: a coarse picture, or flat pixels
     if progressive or is_flat(last_block(picture)):
@@ -133,10 +145,32 @@ def check_jpeg(data: bytes, picture: Image.Image) -> None:
             raise OSError("the JPEG ends before its last pixels")
     if not progressive and HOLE in data[start:end]:
         # zeros may be the code of a flat area: then zeros alone give a flat picture
-        pixels_from = start + len(JPEG_SCAN) + int.from_bytes(data[start + 2 : start + 4])
-        zeros = load(data[:pixels_from] + bytes(end - pixels_from) + JPEG_END)
+        zeros = load(data[:start] + bytes(end - start) + JPEG_END)
         if not is_flat(np.array(zeros)):
             raise OSError("a part of the JPEG was overwritten with zeros")
+
+
+def last_scan(data: bytes) -> tuple[int, int] | None:
+    """Where the coded pixels of the last scan of a file's first JPEG begin and end; None where markers are missing.
+
+    A phone's file may hold a second JPEG behind the first, and a small one before its pixels.
+    """
+    place = len(JPEG_END)  # behind the first marker, which has no content
+    found = None
+    while data[place : place + 1] == MARKER and data[place : place + 2] != JPEG_END:
+        if data[place + 1 : place + 2] == MARKER:  # a byte of padding
+            place += 1
+            continue
+        is_scan = data[place : place + 2] == JPEG_SCAN
+        length = int.from_bytes(data[place + 2 : place + 4], "big")  # of what the marker is followed by
+        place += 2 + length
+        if is_scan:
+            following = NEXT_MARKER.search(data, place)
+            if following is None:
+                return None
+            found = (place, following.end() - 2)
+            place = following.end() - 2
+    return found
 
 
 def last_block(picture: Image.Image) -> np.ndarray:
@@ -163,15 +197,21 @@ def upright(picture: Image.Image) -> Image.Image:
     Without that tag, with one that makes no sense, or with EXIF data that cannot be read it stays as it is.
     """
     # not ImageOps.exif_transpose, which writes all other tags anew and fails where one of them is broken
+    turn = TURNS.get(orientation_of(picture))
+    return picture if turn is None else picture.transpose(turn)
+
+
+def orientation_of(picture: Image.Image) -> int:
+    """The EXIF orientation of a picture, 1 to 8; 1 (upright) where it has none that makes sense."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             orientation = picture.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # broken EXIF data raises errors of many kinds
-        return picture
+        return UPRIGHT
     # looked up in a list, since a broken tag may hold what no dict can look up
-    known = [turn for value, turn in TURNS.items() if value == orientation]
-    return picture.transpose(known[0]) if known else picture
+    known = [value for value in TURNS if value == orientation]
+    return known[0] if known else UPRIGHT
 
 
 def as_labelled(picture: Image.Image, stored: Size, size: Size | None) -> tuple[Image.Image, Size]:
@@ -181,8 +221,8 @@ def as_labelled(picture: Image.Image, stored: Size, size: Size | None) -> tuple[
     show it, unless `size` is only that of the stored pixels: then it is not turned.
     """
     turned = upright(picture)
-    was_laid_down = turned.size != picture.size
-    turned_size = stored[::-1] if was_laid_down else stored
+    # not by their sizes: a reduced picture may be a square
+    turned_size = stored[::-1] if orientation_of(picture) in SIDEWAYS else stored
     if turned_size != size and stored == size:
         return picture, stored
     return turned, turned_size

@@ -362,11 +362,13 @@ def named_errors(loader: DataLoader[Any]) -> Iterator[Any]:
         yield from loader
     except (UserError, RuntimeError) as error:
         text = str(error)
-        if "DataLoader worker" not in text:  # raised by the process that trains
-            raise
-        # torch puts the traceback of the worker before its error
-        sentence = text.rsplit("Error: ", maxsplit=1)[-1]
-        raise UserError(sentence.strip()) from error
+        if "Caught UserError" in text or "Caught PictureError" in text:
+            # torch puts the traceback of the worker before its error
+            sentence = text.rsplit("Error: ", maxsplit=1)[-1]
+            raise UserError(sentence.strip()) from error
+        if "exited unexpectedly" in text or "is killed" in text:  # by the system, for want of memory
+            raise UserError("A process that decodes images was killed: lower MTL_WORKERS and continue.") from error
+        raise
 
 
 def worker_count(device: str) -> int:
@@ -375,7 +377,7 @@ def worker_count(device: str) -> int:
     On a CPU the network takes all cores. Windows and macOS would copy the whole set into each process.
     """
     chosen = environment.workers()
-    if chosen is not None:
+    if chosen is not None:  # by the user
         return chosen
     if device == "cpu" or sys.platform != "linux":
         return 0
@@ -396,7 +398,14 @@ def train(trainer: Trainer, after_epoch: Callable[[Trainer], None]) -> None:
 
 def changed(weights: dict[str, Tensor], base: dict[str, Tensor]) -> dict[str, Tensor]:
     """Those of some weights that differ from the ones of a base: frozen layers are stored once."""
-    return {name: value for name, value in weights.items() if not torch.equal(value, base[name].to(value.device))}
+    different = {}
+    for name, value in weights.items():
+        other = base[name].to(value.device)
+        # 0 and -0 count as equal, and a run that is continued must not differ in a single bit
+        is_same = torch.equal(value, other) and torch.equal(value.signbit(), other.signbit())
+        if not is_same:
+            different[name] = value
+    return different
 
 
 def replayed_tasks(settings: Settings, task: Task, buffer: ReplayBuffer) -> list[Task]:

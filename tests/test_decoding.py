@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from mtl_utils.files import UserError
-from mtl_utils.pictures import TURNS, check_size, photo_sizes, read_mask, read_pair, read_photo
+from mtl_utils.pictures import TURNS, check_size, photo_sizes, read_mask, read_pair, read_photo, read_reduced
 from mtl_utils.tasks import voc_palette
 
 ORIENTATION = 0x112  # EXIF's number of the tag
@@ -99,6 +99,46 @@ def test_a_flat_part_of_a_whole_jpeg_is_no_damage(tmp_path, progressive, optimiz
     Image.new("RGB", (side, side), "white").save(path, progressive=progressive, optimize=optimize)
     assert side == 64 or not optimize or progressive or bytes(512) in path.read_bytes()
     read_photo(path)
+
+
+@pytest.mark.parametrize("second", ["flat", "whole"])
+def test_a_second_jpeg_behind_the_first_is_not_looked_at(tmp_path, second):
+    """As phones write them; damage of the first one is found all the same."""
+    path = tmp_path / "photo.jpg"
+    first = jpeg(quality=95)
+    flat = io.BytesIO()
+    Image.new("RGB", (1000, 1000), "white").save(flat, "JPEG", optimize=True)
+    behind = flat.getvalue() if second == "flat" else jpeg()
+    path.write_bytes(first + behind)
+    read_photo(path)
+    middle = len(first) // 2
+    path.write_bytes(first[:middle] + first[-2:] + behind)
+    with pytest.raises(UserError, match="the JPEG ends before its last pixels"):
+        read_photo(path)
+    path.write_bytes(first[:middle] + bytes(600) + first[middle + 600 :] + behind)
+    with pytest.raises(UserError, match="a part of the JPEG was overwritten with zeros"):
+        read_photo(path)
+
+
+@pytest.mark.parametrize("size", [(3000, 2), (2, 3000)])
+def test_a_very_narrow_jpeg_is_reduced(tmp_path, size):
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", size).save(path)
+    photo, whole = read_reduced(path, longest=1000)
+    assert whole == size and 1000 <= max(photo.size) < 2000
+
+
+@pytest.mark.parametrize("size", [(2050, 2049), (2049, 2050)])
+def test_a_photograph_that_becomes_a_square_is_turned_as_it_was_labelled(tmp_path, size):
+    path = tmp_path / "photo.jpg"
+    left_half = Image.new("RGB", size)
+    left_half.paste("white", (0, 0, size[0] // 2, size[1]))
+    left_half.save(path, exif=orientation(6))
+    for labelled in (size, size[::-1]):
+        photo, whole = read_reduced(path, labelled, longest=1024)
+        assert whole == labelled and photo.width == photo.height
+        whole_photo = read_photo(path, labelled).resize(photo.size)
+        assert np.abs(np.array(photo, float) - np.array(whole_photo, float)).mean() < 3
 
 
 # ---------------------------------------------------------------- turned pictures

@@ -14,7 +14,7 @@ from mtl_utils.replay import Exemplars, ReplayBuffer, pack
 from mtl_utils.run import build
 from mtl_utils.stages import load_state
 from mtl_utils.tasks import TASKS
-from mtl_utils.training import Trainer, worker_count
+from mtl_utils.training import Trainer, changed, named_errors, worker_count
 
 EXIF_ORIENTATION = 0x112
 
@@ -154,6 +154,25 @@ def test_a_photograph_below_twice_the_needed_side_keeps_every_pixel(own_root):
     )
 
 
+def test_damage_that_fewer_pixels_hide_is_left_out_all_the_same(own_root):
+    path = load(own_root, "cls").paths[0]
+    pixels = np.random.default_rng(0).integers(0, 255, (700, 900, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] + whole[-2:])
+    rest = load(own_root, "cls", longest=100, skip_broken=True)
+    assert path not in rest.paths and len(rest.left_out) == 1
+
+
+def test_the_targets_of_a_training_set_are_read_without_photographs_that_are_small(
+    tiny_root, nothing_kept, monkeypatch
+):
+    sets = [load(tiny_root, task, longest=1024) for task in TASKS]
+    monkeypatch.setattr(data.pictures, "read_reduced", None)
+    monkeypatch.setattr(data.pictures, "read_pair", None)
+    assert [len(list(dataset.targets())) for dataset in sets] == [len(dataset) for dataset in sets]
+
+
 # ---------------------------------------------------------------- workers
 
 
@@ -198,6 +217,27 @@ def test_an_image_that_vanishes_while_training_is_named_in_one_sentence(own_root
     sentence = str(caught.value)
     assert "\n" not in sentence and "Traceback" not in sentence
     assert any(sentence.startswith(str(path)) for path in trainer.dataset.paths)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "sentence"),
+    [
+        ("DataLoader worker (pid(s) 7) exited unexpectedly", UserError, "lower MTL_WORKERS"),
+        ("Caught RuntimeError in DataLoader worker process 0.", RuntimeError, "Caught"),
+    ],
+)
+def test_what_else_goes_wrong_in_a_worker_keeps_its_kind(text, kind, sentence):
+    def batches():
+        yield 1
+        raise RuntimeError(text)
+
+    with pytest.raises(kind, match=sentence):
+        list(named_errors(batches()))
+
+
+def test_a_weight_that_differs_in_its_sign_alone_is_stored():
+    base = {"a": torch.zeros(2), "b": torch.ones(2), "n": torch.tensor(3)}
+    assert list(changed({"a": -torch.zeros(2), "b": torch.ones(2), "n": torch.tensor(3)}, base)) == ["a"]
 
 
 def test_the_number_of_workers_can_be_chosen(monkeypatch):

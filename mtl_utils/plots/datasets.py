@@ -57,7 +57,7 @@ def image_sizes(datasets: dict[Task, MiniSet]) -> Figure:
 
 
 def draw_image_sizes(axis: Axes, datasets: dict[Task, MiniSet]) -> None:
-    """A point for each image: width and height in pixels."""
+    """A point for each image: width and height in pixels, as they are trained on (large photographs are reduced)."""
     for task, dataset in datasets.items():
         sizes = np.array([image.shape[-2:] for image, _ in dataset.samples])  # (N, 2): height, width
         axis.scatter(

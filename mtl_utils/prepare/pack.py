@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +27,12 @@ TIMESTAMP = (1980, 1, 1, 0, 0, 0)  # of every member, so that equal sets give eq
 MAX_PACK = 4 << 30  # bytes of a pack, and of all that it holds
 MAX_MEMBERS = 200_000
 WEB = ("http://", "https://")
+KINDS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of compression
+ENCRYPTED = 1  # a flag of a zip's member
+# what zipfile raises on damaged archives
+DAMAGE = (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error)
+# names that Windows gives to devices
+DEVICES = ("con", "prn", "aux", "nul", *(f"com{n}" for n in range(10)), *(f"lpt{n}" for n in range(10)))
 
 
 # ---- to make a pack
@@ -38,10 +45,10 @@ def write_pack(root: Path, path: Path) -> str:
     """
     if path.exists():
         raise UserError(f"{path} is there already: delete it or name another file.")
-    paths = packed_files(root)
+    sources = packed_files(root)
     digests = {}
-    for file in progress(paths, desc="hashing", unit="file", leave=False, delay=1):
-        digests[file.relative_to(root).as_posix()] = files.sha256(file)
+    for name, file in progress(sources.items(), desc="hashing", unit="file", leave=False, delay=1):
+        digests[name] = files.sha256(file)
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -49,25 +56,42 @@ def write_pack(root: Path, path: Path) -> str:
         with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
             add_member(archive, INDEX, json.dumps(digests, indent=0).encode())
             for name in progress(digests, desc="packing", unit="file", leave=False, delay=1):
-                add_member(archive, name, (root / name).read_bytes())
+                add_member(archive, name, sources[name].read_bytes())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
     return files.sha256(path)
 
 
-def packed_files(root: Path) -> list[Path]:
-    """The files that are read of all three sets. Raises UserError where a set is missing or has a fault."""
-    paths: list[Path] = []
+def packed_files(root: Path) -> dict[str, Path]:
+    """The files that are read of all three sets, by their paths in a pack, where each set has the project's own name.
+
+    Raises UserError where a set is missing or has a fault, and where `fetch_pack` would not take them.
+    """
+    sources: dict[str, Path] = {}
     for task in TASKS:
         if not layout.has_set(root, task):
             raise UserError(f"{root} has no {FOLDERS[task]}: a pack holds all three sets.")
         fault = first_fault(root, task)
         if fault is not None:
             raise UserError(fault)
+        home = layout.set_folder(root, task)
         for split in SPLITS:
-            paths += layout.used_files(root, task, split)
-    return list(dict.fromkeys(paths))  # a photograph may stand in two splits
+            for path in layout.used_files(root, task, split):
+                below = path.relative_to(home).as_posix()
+                sources[f"{FOLDERS[task]}/{below}"] = path
+    check_packable(sources)
+    return sources
+
+
+def check_packable(sources: dict[str, Path]) -> None:
+    """Raise UserError where a name cannot be a file on every system, or where the sets are too large for a pack."""
+    for name, path in sources.items():
+        if not is_safe(name):
+            raise UserError(f"{path} has a name that other systems cannot have: rename it before the sets are packed.")
+    total = sum(path.stat().st_size for path in sources.values())
+    if total > MAX_PACK or len(sources) >= MAX_MEMBERS:
+        raise UserError(f"The sets are larger than a pack can be ({len(sources)} files, {total} bytes): take fewer.")
 
 
 def add_member(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
@@ -119,7 +143,7 @@ def fetch_pack(root: Path, source: str, sha256: str | None = None) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             unpack(archive, root, source)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError) as error:
+    except DAMAGE as error:
         if source.startswith(WEB):
             path.unlink()
         raise UserError(f"{source} is no pack or is damaged ({error}): get it anew.") from error
@@ -165,6 +189,9 @@ def read_index(archive: zipfile.ZipFile, source: str) -> dict[str, str]:
     total = sum(member.file_size for member in members)
     if len(members) > MAX_MEMBERS or total > MAX_PACK:
         raise UserError(f"{source} is larger than a pack can be ({len(members)} files, {total} bytes): get it anew.")
+    for member in members:
+        if member.flag_bits & ENCRYPTED or member.compress_type not in KINDS:
+            raise UserError(f"{source} is compressed in a way that a pack is not: make it with `data pack`.")
     names = [member.filename for member in members]
     if INDEX not in names or archive.getinfo(INDEX).file_size > MAX_JSON:
         raise UserError(f"{source} is no pack: make one with `python -m mtl_utils data pack`.")
@@ -174,6 +201,11 @@ def read_index(archive: zipfile.ZipFile, source: str) -> dict[str, str]:
     for name in names:
         if name != INDEX and not is_safe(name):
             raise UserError(f"{source} holds the path {name!r}, which belongs to no set: do not use this file.")
+    folders: set[str] = set()
+    for name in digests:
+        folders.update(map(str, PurePosixPath(name).parents))
+    if not folders.isdisjoint(digests):
+        raise UserError(f"{source} holds a file and a folder of one name: do not use this file.")
     return digests
 
 
@@ -191,16 +223,16 @@ def parse_index(content: bytes) -> dict[str, str]:
 def is_safe(name: str) -> bool:
     """Whether a path in a pack leads to a file of a set, and nowhere else on any system."""
     parts = PurePosixPath(name).parts
-    is_plain = "\\" not in name and ":" not in name and not name.startswith("/") and name == "/".join(parts)
-    return is_plain and ".." not in parts and len(parts) > 1 and parts[0] in set_names()
+    is_plain = name == "/".join(parts) and not set(name) & set('\\:*?"<>|')
+    if not is_plain or len(parts) < 2 or parts[0] not in FOLDERS.values():
+        return False
+    return all(is_plain_name(part) for part in parts)
 
 
-def set_names() -> list[str]:
-    """The folders that a set may have."""
-    names: list[str] = []
-    for task in TASKS:
-        names += layout.SET_NAMES[task]
-    return names
+def is_plain_name(part: str) -> bool:
+    """Whether a file or folder can have this name on every system."""
+    stem = part.split(".")[0].lower()
+    return part == part.rstrip(". ") and stem not in DEVICES and part.isprintable()
 
 
 def set_of(name: str) -> str:
@@ -211,6 +243,10 @@ def set_of(name: str) -> str:
 def absent_sets(root: Path, digests: dict[str, str]) -> list[str]:
     """The sets of a pack that the root does not have. Raises UserError for one that it has with other contents."""
     missing = []
+    for task in TASKS:
+        there = layout.set_folder(root, task)
+        if there.is_dir() and there.name != FOLDERS[task]:  # the pack's would be read in its place
+            raise UserError(f"{there} is another set of the same task: rename it or name another root.")
     for folder in sorted({set_of(name) for name in digests}):
         if not (root / folder).exists():
             missing.append(folder)

@@ -5,7 +5,9 @@ All of it is made from figures/metrics.json and figures/study/, and stands betwe
 
 import re
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
+from statistics import mean
 from typing import Literal
 
 from mtl_utils import files
@@ -234,8 +236,10 @@ def sizes_table(metrics: RunMetrics, wording: Wording) -> str:
 
 def claims_list(folds: list[list[RunSummary]], wording: Wording, seeds: str) -> str:
     """What the verdicts mean, and every claim under its verdict, which is found anew in the results."""
-    lines = [wording.claims.format(seeds=seeds), ""]
-    for claim, (_, _, verdict) in zip(claims.CLAIMS, claims.verdicts(folds, claims.CLAIMS), strict=True):
+    judged = claims.verdicts(folds, claims.CLAIMS)
+    fewest = min(evidence.seeds for evidence, _, _ in judged)
+    lines = [wording.claims.format(seeds=seeds if seeds == str(fewest) else f"{fewest}–{seeds}"), ""]
+    for claim, (_, _, verdict) in zip(claims.CLAIMS, judged, strict=True):
         sentence = getattr(claim, wording.language)
         lines.append(f"- **{wording.verdicts[verdict]}**: {sentence}")
     return "\n".join(lines)
@@ -364,9 +368,9 @@ def folds_table() -> str:
     for row in content["rows"]:
         by_size.setdefault(row["size"], []).append(row["values"])
     for size, values in by_size.items():
-        means = [sum(of_fold[task] for of_fold in values) / len(values) for task in TASKS]
-        numbers = [*means, sum(means) / len(means)]
-        rows.append([str(size), *(f"{number:.3f}" for number in numbers)])
+        means = [mean(map(itemgetter(task), values)) for task in TASKS]
+        average = mean(means)
+        rows.append([str(size), *map("{:.3f}".format, [*means, average])])
     return markdown(rows)
 
 

@@ -165,7 +165,7 @@ FAULTS = [  # name, what breaks the root, path of the one fault, words of its pr
         lambda r: photo(r / "mini_voc_seg/train/more/a.jpg", 7),
         "mini_voc_seg/train/more/a.jpg",
         "not read in this place",
-        "in the split's folder",
+        "save it as JPEG here",
     ),
     ("GIF", copy(DET, f"{CLS}/n00000001/a.gif"), f"{CLS}/n00000001/a.gif", "not read", "class folder itself"),
     ("no class", lambda r: photo(r / f"{CLS}/a.jpg", 7), f"{CLS}/a.jpg", "in no class folder", "move it"),

@@ -123,6 +123,57 @@ def test_a_foreign_pack_writes_nothing(packed, tmp_path, change, sentence):
     assert not (tmp_path / "evil").exists() and not (tmp_path / "x").exists()
 
 
+def test_damage_of_any_kind_ends_in_a_sentence(packed, tmp_path):
+    """A deflated pack with flipped bits, one that is compressed in an unusual way, and a file that is a folder too."""
+    path, _ = packed
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for number, kind in enumerate((zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2)):
+        other = tmp_path / f"{number}.zip"
+        with zipfile.ZipFile(other, "w", kind) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        whole = other.read_bytes()
+        for place in range(200, len(whole), len(whole) // 40):
+            flipped = bytearray(whole)
+            flipped[place] ^= 16
+            other.write_bytes(flipped)
+            try:
+                pack.fetch_pack(tmp_path / f"root {number} {place}", str(other))
+            except UserError as error:
+                assert str(other) in str(error)
+            else:
+                assert below(tmp_path / f"root {number} {place}") == {
+                    k: v for k, v in members.items() if k != pack.INDEX
+                }
+
+    def both(contents):
+        contents["mini_voc_seg/a"] = contents["mini_voc_seg/a/b"] = b""
+        with_index(contents, **{"mini_voc_seg/a": "0", "mini_voc_seg/a/b": "0"})
+
+    with pytest.raises(UserError, match="a file and a folder of one name"):
+        pack.fetch_pack(tmp_path / "both", changed(packed, tmp_path, both))
+
+
+def test_a_set_under_another_name_is_packed_under_the_projects(own_root, tmp_path, packed):
+    (own_root / FOLDERS["cls"]).rename(own_root / "imagenette2-160")
+    assert pack.write_pack(own_root, tmp_path / "again.zip") == packed[1]
+    with pytest.raises(UserError, match="imagenette2-160 is another set of the same task"):
+        pack.fetch_pack(own_root, str(packed[0]))
+
+
+@pytest.mark.parametrize("name", ["12:30.jpg", "con.jpg", "a .jpg ", "a\nb.jpg", "a*.jpg"])
+def test_a_name_that_other_systems_cannot_have_is_not_packed(own_root, tmp_path, name):
+    folder = next((own_root / FOLDERS["cls"] / "train").iterdir())
+    path = next(folder.iterdir())
+    path.rename(folder / name.replace(" ", "x") if name.endswith(" ") else folder / name)
+    if name.endswith(" "):
+        assert not pack.is_safe("mini_voc_seg/a .jpg ")
+        return
+    with pytest.raises(UserError, match="has a name that other systems cannot have"):
+        pack.write_pack(own_root, tmp_path / "x.zip")
+
+
 def test_what_is_no_zip_or_cut_off_is_said(packed, tmp_path):
     path, _ = packed
     for name, content in (("page.zip", b"<html>"), ("cut.zip", path.read_bytes()[:-100])):
