@@ -45,6 +45,10 @@ CHECKED = "checked.json"
 LOCK = ".lock"
 
 
+class InUse(UserError):
+    """Another process trains in a run's folder."""
+
+
 @dataclass(frozen=True)
 class RunKey:
     """A stage on the disk is used again only if all of this is the same."""
@@ -254,7 +258,7 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; the operating system frees it when the process ends, however it does.
 
-        Raises UserError where another process holds it.
+        Raises InUse where another process holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / LOCK)
@@ -262,7 +266,7 @@ class Run:
             lock.acquire(timeout=0)
         except Timeout as error:
             remedy = "wait for it, stop it, or name another folder (--name or MTL_RUN)"
-            raise UserError(f"Another process trains in {self.folder}: {remedy}.") from error
+            raise InUse(f"Another process trains in {self.folder}: {remedy}.") from error
         except (NotImplementedError, OSError):
             pass  # some network drives know no locks: there a user must take care
         try:

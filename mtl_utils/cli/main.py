@@ -1,6 +1,7 @@
 """The command line: python -m mtl_utils COMMAND."""
 
 import argparse
+import re
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -194,6 +195,14 @@ def add_log(commands: Commands) -> None:
     parser.set_defaults(command=log_command)
 
 
+def shard_numbers(text: str) -> tuple[int, int]:
+    """Index from 0 and number of shards, for argparse, from text such as 2/8."""
+    numbers = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if numbers is None or not 1 <= int(numbers[1]) <= int(numbers[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share such as 2/8, from 1/8 to 8/8")
+    return int(numbers[1]) - 1, int(numbers[2])
+
+
 def add_study(commands: Commands) -> None:
     """The command study."""
     text = "the runs behind the evidence: baselines, remedies, buffer sizes, seeds"
@@ -201,6 +210,8 @@ def add_study(commands: Commands) -> None:
     parser.add_argument("--what", choices=STUDIES, required=True, help="which runs; memory: buffer sizes")
     seeds = "one run of each kind for every seed (default: 0 1 2 for seeds, else 0)"
     parser.add_argument("--seeds", type=seed_number, nargs="+", help=seeds)
+    shard = "this job's share of the runs, such as 2/8 for the second of eight jobs (see examples/study.slurm)"
+    parser.add_argument("--shard", type=shard_numbers, help=shard)
     parser.set_defaults(command=study_command, after_stop=CONTINUE)
 
 

@@ -25,11 +25,12 @@ def study_command(options: argparse.Namespace) -> None:
     folder = environment.runs_folder() / f"study-{settings.profile}-{root.kind}"
     results = folder / "results" if root.is_synthetic else files.STUDY_RESULTS / settings.profile
     seeds = options.seeds or default_seeds(options.what)
+    shard = runner.Shard(*options.shard) if options.shard else None
     folds = range(1 + FOLDS) if options.what == CROSS_VALIDATION else [0]
     for fold in folds:
         fold_root = cross_fold(root, folder.parent, fold)
         runs = fold_folder(folder, fold)
-        runner.run_study(options.what, settings, fold_root, seeds, runs, fold_folder(results, fold))
+        runner.run_study(options.what, settings, fold_root, seeds, runs, fold_folder(results, fold), shard)
         print(f"{len(read_results(fold_folder(results, fold)))} runs are in {fold_folder(results, fold)}")
     first = runner.base_run(settings, seeds[0], root, folder)
     studies.draw_forgetting(first, results / "forgetting.png")

@@ -7,6 +7,7 @@ replay buffer filled their own way.
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from mtl_utils.experiments.results import RunSummary, ValCurve, read_result
 from mtl_utils.files import UserError
 from mtl_utils.model import place_model
 from mtl_utils.prepare.root import Root
-from mtl_utils.run import Run, RunKey, StageResult, load_model
+from mtl_utils.run import InUse, Run, RunKey, StageResult, load_model
 from mtl_utils.settings import Settings
 from mtl_utils.stages import make_trainer, run_stage, store_exemplars
 from mtl_utils.tasks import TASKS, Task
@@ -30,20 +31,46 @@ POLL = 5  # seconds between two checks of a stage that another process trains
 # ---- a study
 
 
-def run_study(what: str, settings: Settings, root: Root, seeds: list[int], folder: Path, results: Path) -> None:
-    """Run what is missing of a study; of several processes (torchrun) each takes its share.
+class Shard(NamedTuple):
+    """The share of one of several processes: of every `total` runs of a study, the one of this number."""
 
-    what: one of STUDIES. folder: holds the runs. results: holds their JSON files.
+    number: int  # from 0
+    total: int
+
+
+def shard_of_process() -> Shard:
+    """The share of this process where torchrun started several; else there is one."""
+    return Shard(environment.process_rank(), environment.process_count())
+
+
+def run_study(
+    what: str,
+    settings: Settings,
+    root: Root,
+    seeds: list[int],
+    folder: Path,
+    results: Path,
+    shard: Shard | None = None,
+) -> None:
+    """Run what is missing of a study; of several processes (torchrun, or the jobs of an array) each takes its share.
+
+    what: one of STUDIES. folder: holds the runs. results: holds their JSON files. shard: None for that of torchrun.
     """
-    rank = environment.process_rank()
+    shard = shard or shard_of_process()
     choose_gpu()
     missing = missing_runs(what, seeds, settings, root, folder, results)
-    for seed in seeds_to_share(missing, settings):
-        share_stage_1(base_run(settings, seed, root, folder), rank)
-    for number, (plan, seed) in enumerate(missing):
-        if number % environment.process_count() == rank:
-            print(f"{plan.name}, seed {seed} ({number + 1} of {len(missing)})", flush=True)
-            run_plan(plan, base_run(settings, seed, root, folder), results)
+    own = [run for run in missing if run in share(what, seeds, shard)]
+    for seed in seeds_to_share(own, settings):
+        share_stage_1(base_run(settings, seed, root, folder))
+    for number, (plan, seed) in enumerate(own, start=1):
+        print(f"{plan.name}, seed {seed} ({number} of {len(own)})", flush=True)
+        run_plan(plan, base_run(settings, seed, root, folder), results)
+
+
+def share(what: str, seeds: list[int], shard: Shard) -> list[tuple[Plan, int]]:
+    """The runs of a study that belong to a process, whether they are done or not: jobs may start at different times."""
+    runs = [(plan, seed) for seed in seeds for plan in STUDIES[what]]
+    return runs[shard.number :: shard.total]
 
 
 def choose_gpu() -> None:
@@ -113,12 +140,13 @@ def shares_stage_1(settings: Settings, base: Settings) -> bool:
     return begins_alone and same_trunk and same_folding
 
 
-def share_stage_1(base: Run, rank: int) -> None:
-    """Train the shared stage; the other processes wait until the first has done so."""
-    if rank == 0:
-        run_stage(base, "seg")
+def share_stage_1(base: Run) -> None:
+    """Train the shared stage, or wait while another process does so."""
     while not base.finished("seg"):
-        time.sleep(POLL)
+        try:
+            run_stage(base, "seg")
+        except InUse:
+            time.sleep(POLL)
 
 
 def copy_stage_1(run: Run, base: Run) -> None:

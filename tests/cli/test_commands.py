@@ -231,13 +231,21 @@ def test_a_study_lies_in_the_folder_of_runs(kind, tiny_root, tmp_path, monkeypat
     asked = []
     monkeypatch.setenv("MTL_RUNS", str(tmp_path / "elsewhere"))
     monkeypatch.setattr(files, "STUDY_RESULTS", tmp_path / "figures")
-    monkeypatch.setattr(runner, "run_study", lambda *arguments: asked.append(arguments[-2:]))
+    monkeypatch.setattr(runner, "run_study", lambda *arguments: asked.append(arguments[-3:]))
     chosen_by = "synthetic" if kind == "synthetic" else "--data-root"
     monkeypatch.setattr(research, "find_root", lambda given: Root(tiny_root, chosen_by))
-    assert cli_main.main(["study", "--profile", "smoke", "--data-root", str(tiny_root), "--what", "seeds"]) == 0
+    words = ["study", "--profile", "smoke", "--data-root", str(tiny_root), "--what", "seeds", "--shard", "2/3"]
+    assert cli_main.main(words) == 0
     folder = tmp_path / "elsewhere" / f"study-smoke-{kind}"
     results = tmp_path / "figures" / "smoke" if kind == "real" else folder / "results"
-    assert asked == [(folder, results)]
+    assert asked == [(folder, results, runner.Shard(1, 3))]
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0"])
+def test_a_share_that_cannot_be_is_a_wrong_call(shard, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli_main.main(["study", "--what", "seeds", "--shard", shard])
+    assert stop.value.code == 2 and "is no share such as 2/8" in capsys.readouterr().err
 
 
 def test_wrong_data_root_is_one_sentence(tmp_path, capsys):
@@ -352,7 +360,7 @@ def every_parser(parser):
 
 def test_every_option_has_a_help_text():
     parsers = [*every_parser(cli_main.make_parser()), evaluate.make_parser()]
-    assert len(parsers) == 19
+    assert len(parsers) == 20
     for parser in parsers:
         parser.format_help()
         options = [action for action in parser._actions if not isinstance(action, argparse._SubParsersAction)]
@@ -368,7 +376,7 @@ def test_links_and_publish_name_what_they_have_written(tmp_path, monkeypatch, ca
     assert cli_main.main(["links", "me/mine"]) == 0
     assert capsys.readouterr().out == "the notebooks and README.md, README.zh-TW.md name https://github.com/me/mine\n"
     assert cli_main.main(["publish"]) == 0
-    pages = "tables remade in README.md, README.zh-TW.md, figures/study/README.md\n"
+    pages = "tables remade in README.md, README.zh-TW.md, figures/study/README.md, REPORT.md\n"
     assert capsys.readouterr().out == pages
     assert cli_main.main(["publish", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"metrics, weights, notebooks and figures are those of {tmp_path}\n{pages}"

@@ -167,10 +167,31 @@ def test_processes_share_the_runs(rank, tiny_root, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", "2")
     ran = []
-    monkeypatch.setattr(runner, "share_stage_1", lambda base, rank: None)
+    monkeypatch.setattr(runner, "share_stage_1", lambda base: None)
     monkeypatch.setattr(runner, "run_plan", lambda plan, base, results: ran.append(plan.name))
     run_it(tiny_root, tmp_path)
     assert ran == [plan.name for plan in PLANS[:4]][rank::2]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 20])
+def test_shards_hold_every_run_once_whatever_is_done_already(count, monkeypatch):
+    monkeypatch.setitem(plans.STUDIES, "baselines", PLANS)
+    shares = [runner.share("baselines", [0, 1], runner.Shard(index, count)) for index in range(count)]
+    runs = [(plan.name, seed) for shard in shares for plan, seed in shard]
+    assert sorted(runs) == sorted((plan.name, seed) for plan in PLANS for seed in (0, 1))
+
+
+def test_a_job_that_starts_later_runs_its_own_share(tiny_root, tmp_path, monkeypatch):
+    """The first job has finished its runs before the second one looks at what is missing."""
+    monkeypatch.setitem(plans.STUDIES, "baselines", PLANS[:4])
+    ran = []
+    monkeypatch.setattr(runner, "share_stage_1", lambda base: None)
+    monkeypatch.setattr(runner, "run_plan", lambda plan, base, results: ran.append(plan.name))
+    monkeypatch.setattr(runner, "missing_runs", lambda *_: [(plan, 0) for plan in PLANS[:4] if plan.name not in ran])
+    for index in range(2):
+        root = Root(tiny_root, "--data-root")
+        runner.run_study("baselines", SETTINGS, root, [0], tmp_path, tmp_path, runner.Shard(index, 2))
+    assert sorted(ran) == sorted(plan.name for plan in PLANS[:4])
 
 
 @pytest.mark.parametrize(("local_rank", "gpu"), [(None, 0), ("1", 1), ("3", 1)])
@@ -196,11 +217,18 @@ def test_only_the_shared_stage_keeps_what_training_needs(done):
 def test_the_second_process_waits_for_the_first(tiny_root, tmp_path, monkeypatch):
     base = runner.base_run(SETTINGS, 0, Root(tiny_root, "--data-root"), tmp_path)
     answers = iter([False, False, True])
+    waited = []
     monkeypatch.setattr(run_module.Run, "finished", lambda self, task: next(answers))
-    monkeypatch.setattr(runner.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("trained by both"))
-    runner.share_stage_1(base, rank=1)
-    assert next(answers, None) is None
+    monkeypatch.setattr(runner.time, "sleep", waited.append)
+
+    def held_by_another(*_):
+        other = run_module.Run(SETTINGS, base.folder, base.root)
+        with base.locked(), other.locked():  # as the process has it that trains
+            pytest.fail("trained by both")
+
+    monkeypatch.setattr(runner, "run_stage", held_by_another)
+    runner.share_stage_1(base)
+    assert next(answers, None) is None and len(waited) == 2
 
 
 @pytest.mark.slow
