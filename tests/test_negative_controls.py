@@ -60,10 +60,12 @@ def test_replay_that_is_dropped_is_found(run, tmp_path, changes):
 def shuffle_masks(run: Run) -> None:
     """Give every training mask other class numbers."""
     dataset = run.data("seg", "train")
-    for i, (image, target) in enumerate(dataset.samples):
+    shuffled = []
+    for image, target in dataset.samples:
         table = torch.arange(256, dtype=torch.uint8)
         table[:21] = torch.randperm(21).byte()
-        dataset.samples[i] = (image, {"mask": tv_tensors.Mask(table[target["mask"].as_subclass(torch.Tensor).long()])})
+        shuffled.append((image, {"mask": tv_tensors.Mask(table[target["mask"].as_subclass(torch.Tensor).long()])}))
+    dataset.samples = shuffled
 
 
 def test_shuffled_labels_are_found(run, tmp_path):

@@ -69,7 +69,9 @@ def run_study(
 
 def share(what: str, seeds: list[int], shard: Shard) -> list[tuple[Plan, int]]:
     """The runs of a study that belong to a process, whether they are done or not: jobs may start at different times."""
-    runs = [(plan, seed) for seed in seeds for plan in STUDIES[what]]
+    runs: list[tuple[Plan, int]] = []
+    for seed in seeds:
+        runs += [(plan, seed) for plan in STUDIES[what]]
     return runs[shard.number :: shard.total]
 
 
