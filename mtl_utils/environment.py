@@ -15,6 +15,7 @@ RUNS = "MTL_RUNS"  # folder that holds the runs
 IMAGENET_WEIGHTS = "MTL_IMAGENET_WEIGHTS"  # a file, or "nothing"
 SKIP_BROKEN = "MTL_SKIP_BROKEN"  # 1: leave out broken images
 WORKERS = "MTL_WORKERS"  # processes that decode and augment images
+DEVICE = "MTL_DEVICE"  # cuda, mps or cpu
 COLAB = "COLAB_RELEASE_TAG"  # set by Google Colab
 
 
@@ -57,6 +58,11 @@ def workers() -> int | None:
     return int(chosen)
 
 
+def device() -> str | None:
+    """The device that the user chose, None for the best one that was measured."""
+    return os.environ.get(DEVICE) or None
+
+
 def imagenet_weights() -> str:
     """What new models start from: a file, "nothing", or "" for the weights that the project holds."""
     return os.environ.get(IMAGENET_WEIGHTS, "")
@@ -78,6 +84,11 @@ def process_count() -> int:
 def local_rank() -> int:
     """The number of this process on its machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def meeting_place() -> tuple[str, int]:
+    """The address and port where the processes of torchrun find one another."""
+    return os.environ.get("MASTER_ADDR", "localhost"), int(os.environ.get("MASTER_PORT", 0))
 
 
 def in_colab() -> bool:

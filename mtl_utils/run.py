@@ -43,6 +43,7 @@ from mtl_utils.weights import (
 MAX_SIDE = 4096  # pixels of an input
 CHECKED = "checked.json"
 LOCK = ".lock"
+DEVICES = ("cuda", "mps", "cpu")  # NVIDIA's and AMD's GPUs, Apple's, none
 
 
 class InUse(UserError):
@@ -351,8 +352,18 @@ class Run:
 
 
 def pick_device() -> str:
-    """The device that a run works on: the GPU where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device that a run works on: the one that the user chose, else the GPU where there is one.
+
+    A Mac's GPU has to be chosen: nobody has measured it yet. Raises UserError for a device that is not there.
+    """
+    chosen = environment.device()
+    if chosen is None:  # the user leaves it to us
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not present.get(chosen, False):
+        choice = ", ".join(name for name in DEVICES if present[name])
+        raise UserError(f"There is no device {chosen!r} here: --device or MTL_DEVICE is one of {choice}.")
+    return chosen
 
 
 def build(settings: Settings, classes: Classes) -> UnifiedModel:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtl_utils import checkpoint, environment, files
+from mtl_utils import checkpoint, environment, files, processes
 from mtl_utils.evaluation import TaskMetrics, evaluate
 from mtl_utils.files import UserError
 from mtl_utils.model import UnifiedModel, count_parameters, fold_batchnorm, mean_over_content, place_model
@@ -45,13 +45,17 @@ def run_stage(run: Run, task: Task, after_epoch: Callable[[Trainer], None] | Non
     """
     result = run.result(task)
     if result is not None and run.finished(task):
-        if not metrics_are_current(run):  # a process was killed between the two files
+        if processes.is_first() and not metrics_are_current(run):  # a process was killed between the two files
             write_metrics(run)
         return result  # finished work is never repeated
+    if not processes.is_first():
+        processes.wait_for_all()  # until the data are checked and the folder is held
+        return train_stage(run, task, None)
     run.check_data()  # of all tasks: a fault in the last stage's data is better found now than after hours
     with run.locked():
         # nobody else writes here now
         files.remove_parts(run.folder)
+        processes.wait_for_all()
         return train_stage(run, task, after_epoch)
 
 
@@ -65,13 +69,20 @@ def train_stage(run: Run, task: Task, after_epoch: Callable[[Trainer], None] | N
             train_stage(run, earlier, None)
 
     def save_and_call(trainer: Trainer) -> None:
+        if not processes.is_first():
+            return
         save_epoch(run, trainer)
         if after_epoch is not None:
             after_epoch(trainer)
 
     trainer = make_trainer(run, task)
     train(trainer, save_and_call)
-    return finish_stage(run, trainer)
+    if processes.is_first():
+        finish_stage(run, trainer)
+    processes.wait_for_all()
+    result = run.result(task)  # as every process reads it
+    assert result is not None
+    return result
 
 
 def open_results(run: Run) -> tuple[RunMetrics, dict[Task, UnifiedModel]]:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
-from mtl_utils import environment
+from mtl_utils import environment, processes
 from mtl_utils.data import MiniSet, Sample
 from mtl_utils.files import UserError
 from mtl_utils.losses import class_weights, classification_loss, detection_loss, pixel_counts, segmentation_loss
-from mtl_utils.model import UnifiedModel, place_model
+from mtl_utils.model import Outputs, UnifiedModel, place_model
 from mtl_utils.progress import progress
 from mtl_utils.replay import ReplayBuffer
 from mtl_utils.settings import Settings
@@ -148,6 +148,7 @@ class Trainer:
         self.remedies = remedies
         self.earlier = replayed_tasks(settings, self.task, buffer)
         self.model = place_model(model, device)
+        processes.join_batchnorm(self.model)
         # the averaged weights are what is evaluated and handed on; BatchNorm's statistics are averaged with them
         average = partial(ema_update, settings.ema_decay)
         self.ema = AveragedModel(self.model, avg_fn=average, use_buffers=True)
@@ -186,6 +187,7 @@ class Trainer:
         """Train for one pass over the task's images; returns the epoch's record and keeps it in the history."""
         started = time.perf_counter()
         weak_epoch = self.weak_now  # asked before the history grows
+        processes.share_random_state(self.generator)
         totals = dict.fromkeys([*self.earlier, self.task], 0.0)  # of each loss term over the steps
         self.model.train()
         for new_batch in named_errors(self.loader()):
@@ -227,6 +229,7 @@ class Trainer:
             self.backward(terms, values)
         self.backward(self.step_terms(), values)
 
+        processes.average_gradients(self.model.parameters())  # of the shares of several processes
         self.scaler.unscale_(self.optimizer)  # the norm is that of the true gradient
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
         if norm.isfinite():  # a rare gradient in half precision is not: it would spoil every weight
@@ -242,10 +245,17 @@ class Trainer:
         `replay_weight` weighs what an earlier task's labels teach; a remedy has a weight of its own.
         """
         batch = to_device(batch, self.device)
+        # all images, but where several processes share them
+        images = processes.own_rows(batch.images)
+        content = processes.own_rows(batch.content)
         with mixed_precision(self.device):
-            features, deep = self.model.features(batch.images, batch.content)
+            features, deep = self.model.features(images, content)
             hidden = self.model.head.head_features(features)  # (B, input + head, h, w)
-            outputs = self.model.outputs(hidden, deep, batch.content)
+            outputs = self.model.outputs(hidden, deep, content)
+        count = len(batch.images)
+        outputs = whole_batch(outputs, count)
+        if self.remedies:
+            hidden = processes.gather_rows(hidden, count)
 
         weight = 1.0 if task == self.task else self.settings.replay_weight
         terms = {task: weight * self.losses[task](outputs, batch.targets)}
@@ -406,6 +416,24 @@ def changed(weights: dict[str, Tensor], base: dict[str, Tensor]) -> dict[str, Te
         if not is_same:
             different[name] = value
     return different
+
+
+def whole_batch(own: Outputs, count: int) -> Outputs:
+    """The outputs of a batch of `count` images, from those of the images that each process has computed."""
+    return Outputs(
+        processes.gather_rows(own.detection, count),
+        processes.gather_rows(own.segmentation, count),
+        processes.gather_rows(own.classification, count),
+    )
+
+
+def smallest_batch(settings: Settings) -> int:
+    """The images of the smallest batch in a run's stages, new or replayed: so many processes can share it."""
+    sizes = [settings.batch_size[task] for task in settings.tasks]
+    if settings.replay_per_task and len(settings.tasks) > 1:
+        labelled = settings.replay_per_task - replayed_with_logits(settings)
+        sizes.append(labelled)
+    return min(sizes)
 
 
 def replayed_tasks(settings: Settings, task: Task, buffer: ReplayBuffer) -> list[Task]:

@@ -16,6 +16,7 @@ def without_variables(monkeypatch):
         "MTL_RUNS",
         "MTL_IMAGENET_WEIGHTS",
         "MTL_SKIP_BROKEN",
+        "MTL_DEVICE",
         "COLAB_RELEASE_TAG",
     )
     for name in (*names, "RANK", "WORLD_SIZE", "LOCAL_RANK"):
@@ -25,7 +26,7 @@ def without_variables(monkeypatch):
 def test_without_variables_there_are_defaults():
     assert environment.profile() is environment.data_root() is environment.run_folder() is None
     assert environment.runs_folder() == files.PROJECT / "runs"
-    assert environment.imagenet_weights() == ""
+    assert environment.imagenet_weights() == "" and environment.device() is None
     assert (environment.process_rank(), environment.process_count(), environment.local_rank()) == (0, 1, 0)
     assert not environment.in_colab() and not environment.skip_broken()
 
@@ -35,6 +36,7 @@ def test_without_variables_there_are_defaults():
     [
         ("MTL_PROFILE", "quick", environment.profile, "quick"),
         ("MTL_DATA_ROOT", "photos", environment.data_root, "photos"),
+        ("MTL_DEVICE", "mps", environment.device, "mps"),
         ("MTL_RUN", "mine", environment.run_folder, "mine"),
         ("MTL_RUNS", "all_runs", environment.runs_folder, Path("all_runs")),
         ("MTL_IMAGENET_WEIGHTS", "nothing", environment.imagenet_weights, "nothing"),

@@ -10,6 +10,8 @@ import pytest
 
 from mtl_utils import files
 
+of_unix = pytest.mark.skipif(os.name == "nt", reason="Windows stops processes in other ways")
+
 PREFIX = "import os, signal, sys, time; from pathlib import Path; from mtl_utils import files\n"
 
 
@@ -40,6 +42,7 @@ def run_script(lines: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@of_unix
 def test_a_second_signal_while_a_file_is_written_ends_the_process_and_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
@@ -58,6 +61,7 @@ files.write_atomically(Path(sys.argv[1]), write)
     assert os.listdir(tmp_path) == ["file"]
 
 
+@of_unix
 def test_a_signal_that_is_ignored_stays_ignored_while_a_file_is_written(tmp_path):
     lines = """
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -76,6 +80,7 @@ sys.exit(guarded(work, "run again to continue"))
 """
 
 
+@of_unix
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_every_signal_to_stop_ends_a_command_alike(name, status):
     """Ctrl-C, a batch system's end of time, and a closed terminal."""
@@ -89,6 +94,7 @@ def test_every_signal_to_stop_ends_a_command_alike(name, status):
     assert errors == "\nstopped; run again to continue\n"
 
 
+@of_unix
 def test_a_second_signal_ends_a_command_at_once():
     lines = """
 from mtl_utils.cli.guard import guarded
@@ -110,6 +116,7 @@ sys.exit(guarded(work))
     assert process.wait(timeout=20) == -signal.SIGINT and time.monotonic() - started < 10
 
 
+@of_unix
 def test_under_nohup_a_closed_terminal_does_not_stop_a_command():
     lines = """
 from mtl_utils.cli.guard import guarded
@@ -119,6 +126,7 @@ sys.exit(guarded(lambda: signal.raise_signal(signal.SIGHUP) or print("went on"))
     assert run_script(lines).stdout == "went on\n"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_json_holds_names_that_are_no_utf_8(tmp_path):
     """As os.listdir gives them on Linux."""
     name = os.fsdecode(b"caf\xe9 \xff.jpg")

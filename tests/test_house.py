@@ -33,7 +33,7 @@ READING_ORDER = (
     "training", "evaluation", "forgetting", "weights", "run", "stages",
 )  # fmt: skip
 AHEAD = {"model": {"detection"}, "losses": {"data"}}  # for the numbers of channels, and for the type of a target
-HELPERS = ("files", "checkpoint", "environment", "progress", "provenance")  # read when needed
+HELPERS = ("files", "checkpoint", "environment", "processes", "progress", "provenance")  # read when needed
 DOORS = {"stages": "remedies.build", "run": "prepare.root"}  # the only ways from the core into a folder
 FOUNDATION = {
     "tasks",

@@ -8,6 +8,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+import torch
+
+from mtl_utils import processes
 from mtl_utils.files import STOP_SIGNALS, UserError
 
 FAILED = 1
@@ -25,16 +28,22 @@ def guarded(function: Callable[[], int | None], after_stop: str = "", debug: boo
     with stoppable() as signals:
         try:
             return function() or 0
-        except (UserError, OSError, MemoryError) as error:
+        except (UserError, OSError, MemoryError, torch.OutOfMemoryError) as error:
             if debug:
                 traceback.print_exc()
-            print(f"error: {sentence(error)}", file=sys.stderr)
+            report(f"error: {sentence(error)}")
             return FAILED
         except KeyboardInterrupt:
             message = f"stopped; {after_stop}" if after_stop else "stopped"
-            print(f"\n{message}", file=sys.stderr)
+            report(f"\n{message}")
             number = signals[0] if signals else signal.SIGINT  # a library may raise it by itself
             return STOPPED + number
+
+
+def report(message: str) -> None:
+    """Print to stderr why a command ends; where several processes train together, one of them does."""
+    if processes.speaks_first():
+        print(message, file=sys.stderr)
 
 
 def sentence(error: Exception) -> str:
@@ -44,6 +53,8 @@ def sentence(error: Exception) -> str:
         text = f"{error.filename}: {error.strerror}: name another file or folder."
     elif isinstance(error, MemoryError):
         text = "there is not enough memory: close other programs, or take smaller pictures."
+    elif isinstance(error, torch.OutOfMemoryError):
+        text = "the GPU has not enough memory: close other programs on it, lower batch_size, or take --device cpu."
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

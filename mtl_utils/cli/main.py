@@ -15,6 +15,7 @@ from mtl_utils.cli.research import links_command, log_command, publish_command, 
 from mtl_utils.cli.run import bench_command, restart_command, run_command, train_command
 from mtl_utils.experiments.plans import STUDIES
 from mtl_utils.prepare.folds import FOLDS
+from mtl_utils.run import DEVICES
 from mtl_utils.settings import PROFILES
 
 # argparse has no public name for what add_subparsers returns
@@ -67,6 +68,8 @@ def recipe_options() -> argparse.ArgumentParser:
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument("--profile", choices=PROFILES, help="default: full with a GPU, quick without")
     parent.add_argument("--data-root", help=f"folder of the mini sets (default: {DEFAULT_ROOT})")
+    device = "what computes (default: cuda where there is one, else cpu)"
+    parent.add_argument("--device", choices=DEVICES, help=device)
     return parent
 
 

@@ -6,6 +6,7 @@ What they need beyond the core is imported inside the commands, so that training
 import argparse
 
 from mtl_utils import environment, files
+from mtl_utils.cli.run import chosen_device
 from mtl_utils.prepare.folds import FOLDS
 from mtl_utils.prepare.root import cross_fold, find_root
 from mtl_utils.settings import get_settings
@@ -20,6 +21,7 @@ def study_command(options: argparse.Namespace) -> None:
     from mtl_utils.experiments.results import fold_folder, read_results
     from mtl_utils.plots import studies
 
+    chosen_device(options)
     settings = get_settings(options.profile)
     root = find_root(options.data_root)
     folder = environment.runs_folder() / f"study-{settings.profile}-{root.kind}"

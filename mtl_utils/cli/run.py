@@ -1,21 +1,22 @@
 """The commands that train: run, restart, train, bench."""
 
 import argparse
+import contextlib
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-from mtl_utils import environment, files, forgetting
+from mtl_utils import environment, files, forgetting, processes
 from mtl_utils.cli.evaluate import chosen_tasks
 from mtl_utils.evaluation import TaskMetrics
 from mtl_utils.files import UserError
 from mtl_utils.prepare.root import find_root
-from mtl_utils.run import Run, read_metrics
+from mtl_utils.run import Run, pick_device, read_metrics
 from mtl_utils.settings import get_settings
 from mtl_utils.stages import run_stage
 from mtl_utils.tasks import METRIC_NAMES, TASK_NAMES, TASKS, Task
-from mtl_utils.training import EpochRecord, Trainer
+from mtl_utils.training import EpochRecord, Trainer, smallest_batch
 
 RUN_NAME = re.compile(r"\w[\w. +-]*")  # one folder's name, not hidden
 
@@ -23,10 +24,18 @@ RUN_NAME = re.compile(r"\w[\w. +-]*")  # one folder's name, not hidden
 def open_run(options: argparse.Namespace, **overrides: Any) -> Run:
     """The run that the options describe, with single settings replaced."""
     settings = get_settings(options.profile, **overrides)
+    chosen_device(options)
     if options.skip_broken:
         os.environ[environment.SKIP_BROKEN] = "1"  # the notebooks' kernels have to know it, too
     folder = named_folder(options.name) if options.name else None
     return Run(settings, folder, find_root(options.data_root))
+
+
+def chosen_device(options: argparse.Namespace) -> str:
+    """The device of a command; what the option names is kept for the notebooks, whose kernels have to know it, too."""
+    if options.device:
+        os.environ[environment.DEVICE] = options.device
+    return pick_device()
 
 
 def named_folder(name: str) -> Path:
@@ -82,7 +91,19 @@ def set_aside(folder: Path) -> None:
 
 
 def train_command(options: argparse.Namespace) -> None:
-    """Train the stages without notebooks."""
+    """Train the stages without notebooks, in several processes where torchrun has started them."""
+    processes.join(chosen_device(options))
+    if processes.is_first():
+        train_stages(options)
+    else:
+        # one process reports what all do
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            train_stages(options)
+    processes.leave()
+
+
+def train_stages(options: argparse.Namespace) -> None:
+    """Train the stages that the options describe, and print what comes out."""
     tasks = chosen_tasks(options.tasks)
     overrides: dict[str, Any] = {"seed": options.seed, "tasks": list(tasks)}
     if options.no_replay:
@@ -90,6 +111,10 @@ def train_command(options: argparse.Namespace) -> None:
     run = open_run(options, **overrides)
     if any(run.folder.glob("stage*")) and not options.resume:
         raise UserError(f"{run.folder} already holds a run: continue it with --resume, or name another with --name.")
+    images = smallest_batch(run.settings)
+    if processes.count() > images:
+        raise UserError(processes.too_many(processes.count(), images))
+    processes.wait_for_all()  # until each has seen what the folder held
     print(run)
     for task in tasks:
         result = run_stage(run, task, print_epoch)

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from mtl_utils import checkpoint, environment, files
+from mtl_utils import checkpoint, environment, files, processes
 from mtl_utils.evaluation import predict_sets
 from mtl_utils.experiments.bootstrap import STORED_SCALE, bootstrap_metric
 from mtl_utils.experiments.plans import REPLAY, STUDIES, Plan
@@ -57,7 +56,7 @@ def run_study(
     what: one of STUDIES. folder: holds the runs. results: holds their JSON files. shard: None for that of torchrun.
     """
     shard = shard or shard_of_process()
-    choose_gpu()
+    processes.choose_gpu()
     missing = missing_runs(what, seeds, settings, root, folder, results)
     own = [run for run in missing if run in share(what, seeds, shard)]
     for seed in seeds_to_share(own, settings):
@@ -73,12 +72,6 @@ def share(what: str, seeds: list[int], shard: Shard) -> list[tuple[Plan, int]]:
     for seed in seeds:
         runs += [(plan, seed) for plan in STUDIES[what]]
     return runs[shard.number :: shard.total]
-
-
-def choose_gpu() -> None:
-    """Let the processes of a machine take its GPUs in turn."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(environment.local_rank() % torch.cuda.device_count())
 
 
 def missing_runs(

@@ -41,6 +41,7 @@ def limit_memory() -> None:
         import resource
     except ImportError:  # Windows
         return
+    # macOS has no such file: the OSError means that there is no limit
     with open("/proc/self/statm", encoding="ascii") as file:
         pages = int(file.read().split()[0])
     limit = pages * resource.getpagesize() + MEMORY

@@ -24,13 +24,15 @@ LOCAL_ONLY = (
     "pytest",
 )  # Colab is a Jupyter, and runs no tests
 DRIVE = "/content/drive"  # where Colab shows a user's Google Drive
+KEPT_SETS = "mtl_sets.zip"  # the sets there, as a pack
 
 
 def prepare(drive: bool = False) -> None:
     """Make a notebook ready to run. Elsewhere than in Colab this checks the packages' versions and does nothing else.
 
-    In Colab it installs what is missing, keeps runs on the user's Google Drive if `drive` is set (Colab asks first),
-    and fetches the real sets unless MTL_DATA_ROOT names some. Raises UserError when a package is missing or too old.
+    In Colab it installs what is missing, keeps runs and sets on the user's Google Drive if `drive` is set (Colab asks
+    first), and fetches the real sets unless MTL_DATA_ROOT names some. Raises UserError when a package is missing or
+    too old.
     """
     lines = unmet(REQUIREMENTS.read_text(encoding="utf-8"))
     if not environment.in_colab():
@@ -41,9 +43,20 @@ def prepare(drive: bool = False) -> None:
     if drive:
         keep_on_drive()
     if environment.data_root() is None:
-        from mtl_utils.prepare import pack  # here, since what it imports may just have been installed
+        put_sets(files.PROJECT / "data", drive)
 
-        pack.fetch_sets(files.PROJECT / "data")
+
+def put_sets(root: Path, drive: bool) -> None:
+    """Put the real sets below a root: from the user's Drive, where an earlier notebook kept them, else anew."""
+    from mtl_utils.prepare import pack  # here, since what it imports may just have been installed
+
+    kept = on_drive() / KEPT_SETS
+    if drive and kept.exists():
+        pack.fetch_pack(root, str(kept))
+        return
+    pack.fetch_sets(root)
+    if drive:  # the next notebook's machine then takes seconds
+        pack.write_pack(root, kept)
 
 
 def unmet(requirements: str) -> list[str]:
@@ -91,4 +104,9 @@ def keep_on_drive() -> None:
     from google.colab import drive  # there in Colab only
 
     drive.mount(DRIVE)
-    os.environ[environment.RUNS] = str(Path(DRIVE) / "MyDrive" / "mtl_runs")
+    os.environ[environment.RUNS] = str(on_drive() / "mtl_runs")
+
+
+def on_drive() -> Path:
+    """The user's own folder on Google Drive."""
+    return Path(DRIVE) / "MyDrive"

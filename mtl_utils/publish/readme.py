@@ -53,7 +53,7 @@ ENGLISH = Wording(
     ),
     model=(
         "{parameters:.1f} M parameters (8 M are allowed). One forward of one {size} × {size} input gives all three "
-        "answers: {forwards:.0f} forward a photograph, counted in the evaluation."
+        "answers: {forwards:.0f} forward per photograph, counted in the evaluation."
     ),
     one_seed=(
         "One seed so far, on the real mini sets: {scores}. The assignment's 5 % rule against single-task training: "
@@ -87,7 +87,7 @@ CHINESE = Wording(
     header=(
         "階段 3 之後",
         "簡單預測分數",
-        "任何階段之前",
+        "所有階段開始之前",
         "單任務",
         "該階段結束時",
         "最終",
@@ -99,10 +99,10 @@ CHINESE = Wording(
         "{parameters:.1f} M 個參數（上限 8 M）。一個 {size} × {size} 的輸入、一次前向傳播，就得到三項答案："
         "評估時實際計數，每張照片前向傳播 {forwards:.0f} 次。"
     ),
-    one_seed="真實資料上，目前只有一個種子：{scores}。以單任務訓練為基準的 5 % 規則：{verdict}。",
+    one_seed="真實資料上，目前只有一個種子：{scores}。以單任務訓練為基準，作業的 5 % 規則：{verdict}。",
     seeds=(
         "真實資料上 {seeds} 個種子的平均 ± 標準差：{scores}。"
-        "以單任務訓練為基準的 5 % 規則：平均 {verdict}；逐一來看，{seeds} 個種子中有 {passed} 個通過。"
+        "以單任務訓練為基準，作業的 5 % 規則：平均 {verdict}；逐一來看，{seeds} 個種子中有 {passed} 個通過。"
     ),
     run=(
         "表中為單次執行的結果：設定檔 `{profile}`、種子 {seed}、起始權重 `{start}`，"

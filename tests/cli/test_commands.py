@@ -26,6 +26,7 @@ from mtl_utils.prepare.root import Root
 from mtl_utils.publish import links, readme
 from mtl_utils.publish import log as run_log
 from mtl_utils.publish import run as publish_run
+from mtl_utils.run import DEVICES, pick_device
 from mtl_utils.settings import PROFILES
 from mtl_utils.stages import run_stage
 from mtl_utils.tasks import FOLDERS, TASKS, stage_name
@@ -251,6 +252,38 @@ def test_a_share_that_cannot_be_is_a_wrong_call(shard, capsys):
 def test_wrong_data_root_is_one_sentence(tmp_path, capsys):
     assert cli_main.main(["train", "--data-root", str(tmp_path / "nowhere")]) == 1
     assert capsys.readouterr().err.startswith("error: ") and len(capsys.readouterr().err.splitlines()) <= 1
+
+
+def test_a_device_that_is_not_there_is_refused(tiny_root, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for value in ("cuda", "tpu"):
+        monkeypatch.setenv("MTL_DEVICE", value)
+        assert cli_main.main(["train", "--data-root", str(tiny_root)]) == 1
+        expected = f"error: There is no device {value!r} here: --device or MTL_DEVICE is one of cpu.\n"
+        assert capsys.readouterr().err == expected
+
+
+def test_the_device_is_the_gpu_unless_another_is_chosen(monkeypatch):
+    monkeypatch.setenv("MTL_DEVICE", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device() == "cuda"
+    for value in DEVICES:
+        options = argparse.Namespace(device=value)
+        assert cli_run.chosen_device(options) == value == os.environ["MTL_DEVICE"]
+    monkeypatch.setenv("MTL_DEVICE", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device() == "cpu", "a Mac's GPU has to be asked for"
+
+
+def test_a_full_gpu_is_one_sentence(capsys):
+    def work():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nA second line")
+
+    assert guarded(work) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: the GPU has not enough memory") and len(error.splitlines()) == 1
 
 
 def test_data_check_says_whether_a_root_is_sound(tiny_root, tmp_path, capsys):

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mtl_utils import processes, weights
 from mtl_utils import run as run_module
-from mtl_utils import weights
 from mtl_utils.checkpoint import load
 from mtl_utils.experiments import plans, runner
 from mtl_utils.experiments import results as results_module
@@ -201,9 +201,9 @@ def test_processes_take_the_gpus_in_turn(local_rank, gpu, tiny_root, tmp_path, m
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if local_rank:
         monkeypatch.setenv("LOCAL_RANK", local_rank)
-    monkeypatch.setattr(runner.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(runner.torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(runner.torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(processes.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(processes.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(processes.torch.cuda, "set_device", chosen.append)
     run_it(tiny_root, tmp_path)
     assert chosen == [gpu]
 

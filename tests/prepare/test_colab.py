@@ -87,11 +87,27 @@ def test_runs_lie_on_drive_when_it_is_asked_for(calls, monkeypatch):
     mounted = []
     module = types.SimpleNamespace(drive=types.SimpleNamespace(mount=mounted.append))
     monkeypatch.setitem(sys.modules, "google.colab", module)
+    monkeypatch.setattr(pack, "write_pack", lambda root, path: calls.append(path))
     colab.prepare()
     assert os.environ["MTL_RUNS"] == "elsewhere" and mounted == []
     colab.prepare(drive=True)
     assert mounted == ["/content/drive"]
     assert os.environ["MTL_RUNS"].replace("\\", "/") == "/content/drive/MyDrive/mtl_runs"
+
+
+def test_sets_lie_on_drive_when_it_is_asked_for(calls, own_root, tmp_path, monkeypatch):
+    """The first notebook's machine fetches and keeps them, the next one's takes them from there."""
+    monkeypatch.setattr(colab, "DRIVE", str(tmp_path / "drive"))
+    kept = tmp_path / "drive" / "MyDrive" / "mtl_sets.zip"
+    colab.put_sets(own_root, drive=False)
+    assert calls == [own_root] and not kept.exists()
+    colab.put_sets(own_root, drive=True)
+    assert calls == [own_root] * 2 and kept.exists()
+    second = tmp_path / "second machine"
+    colab.put_sets(second, drive=True)
+    assert calls == [own_root] * 2, "nothing is fetched again"
+    found = sorted(path.relative_to(second) for path in second.rglob("*.jp*g"))
+    assert found == sorted(path.relative_to(own_root) for path in own_root.rglob("*.jp*g")) and found
 
 
 def repository(folder):
