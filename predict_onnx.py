@@ -23,6 +23,7 @@ def overlap(box, others):
     return shared / (both - shared)
 
 
+onnxruntime.disable_telemetry_events()  # some of its builds report their use to their maker
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 about = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
 size = about["eval_size"]

@@ -59,7 +59,7 @@ def workers() -> int | None:
 
 
 def device() -> str | None:
-    """The device that the user chose, None for the best one that was measured."""
+    """The device that the user chose, None for the usual one."""
     return os.environ.get(DEVICE) or None
 
 
@@ -69,6 +69,7 @@ def imagenet_weights() -> str:
 
 
 # set by torchrun; without it there is one process
+# (RANK counts over all machines, LOCAL_RANK on one)
 
 
 def process_rank() -> int:
@@ -84,6 +85,11 @@ def process_count() -> int:
 def local_rank() -> int:
     """The number of this process on its machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def local_count() -> int:
+    """How many of the processes run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def meeting_place() -> tuple[str, int]:

@@ -1,7 +1,7 @@
 """Several processes that train together, started by torchrun: each computes a share of every batch.
 
 All take the steps that one process would take: outputs are gathered before the losses, gradients averaged after them.
-Without torchrun there is one process, and every function leaves its argument as it is.
+Without torchrun there is one process, and shares, gathering and averages leave their arguments as they are.
 """
 
 import datetime
@@ -17,19 +17,41 @@ from mtl_utils.files import UserError
 
 PATIENCE = datetime.timedelta(hours=3)  # the others wait so long while the first one evaluates
 
-PARTED = "Another process of this training has ended, so all end: run the same line with --resume."
+PARTED = "Another process of this training has ended, so all end: run the same line with --resume ({})."
 SPOKEN = "spoken"  # counts the processes that wanted to say why they end
+SHORT = datetime.timedelta(seconds=5)  # for torchrun's answer to that
+
+together = False  # whether the processes of torchrun have one work in common
+
+
+def expect_others() -> None:
+    """To be called first by what several processes do together."""
+    global together
+    together = True
+
+
+def stand_alone() -> None:
+    """Raise UserError where torchrun has started a command that several processes cannot share."""
+    if environment.process_count() > 1:
+        raise UserError("torchrun can start the commands train and study alone: run this one without it.")
 
 
 def join(device: str) -> None:
     """Find the other processes that torchrun has started; to be called once, before training."""
     if environment.process_count() == 1:
         return
-    choose_gpu()  # before anything is put on one
-    # NCCL knows GPUs alone
-    backend = "nccl" if device == "cuda" else "gloo"
+    if device == "mps":
+        raise UserError("torchrun cannot share a Mac's GPU: take --device cpu, or train without torchrun.")
+    # NCCL knows GPUs alone, and gives each process one of its own
+    backend, own_gpu = "gloo", None
+    if device == "cuda":
+        present = torch.cuda.device_count()
+        if environment.local_count() > present:
+            raise UserError(f"There are {present} GPUs: start torchrun with --nproc-per-node {present} or less.")
+        choose_gpu()  # before anything is put on one
+        backend, own_gpu = "nccl", torch.device("cuda", torch.cuda.current_device())
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=PATIENCE, device_id=own_gpu)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"The processes of torchrun do not find one another: {first_line(error)}") from error
 
@@ -42,12 +64,12 @@ def leave() -> None:
 
 def speaks_first() -> bool:
     """Whether no other process has asked this before, so that one of many says why all end."""
-    if count() == 1:
+    if not together or environment.process_count() == 1:
         return True
     address, port = environment.meeting_place()
     try:
-        # torchrun itself keeps the numbers, and outlives the processes
-        store = dist.TCPStore(address, port, is_master=False)  # type: ignore[attr-defined]  # it is public
+        # torchrun itself keeps the numbers, and outlives the processes of its machine
+        store = dist.TCPStore(address, port, is_master=False, timeout=SHORT)  # type: ignore[attr-defined]  # it is public
         number: int = store.add(SPOKEN, 1)
         return number == 1
     except RuntimeError:
@@ -94,16 +116,16 @@ def wait_for_all() -> None:
     try:
         dist.barrier()
     except RuntimeError as error:
-        raise UserError(PARTED) from error
+        raise UserError(PARTED.format(first_line(error))) from error
 
 
 def add_up(x: Tensor) -> Tensor:
     """Replace a tensor by the sum of the processes' tensors of this name, in place. Raises UserError as above."""
-    # the peers of a process that ends get an error at once
+    # gloo's peers of a process that ends get an error at once; those of NCCL are ended by torchrun
     try:
         dist.all_reduce(x)
     except RuntimeError as error:
-        raise UserError(PARTED) from error
+        raise UserError(PARTED.format(first_line(error))) from error
     return x
 
 
@@ -116,7 +138,7 @@ def share_random_state(generator: torch.Generator) -> None:
     try:
         dist.broadcast_object_list(states, src=0)
     except RuntimeError as error:
-        raise UserError(PARTED) from error
+        raise UserError(PARTED.format(first_line(error))) from error
     torch.set_rng_state(states[0])
     generator.set_state(states[1])
 

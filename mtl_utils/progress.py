@@ -7,8 +7,6 @@ from typing import Any
 from tqdm import auto
 from tqdm.std import tqdm as TerminalBar
 
-from mtl_utils import environment
-
 SECONDS_PER_LINE = 60  # between two lines in a file
 
 
@@ -16,7 +14,9 @@ def progress(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
     """A bar of tqdm with these options. Where standard error goes into a file, it writes lines instead."""
     # asked anew each time, since standard error may be redirected meanwhile
     bar = auto.tqdm if is_watched() else LineBar
-    if environment.process_rank() > 0:
+    from mtl_utils import processes  # here, since what needs no torch draws bars, too
+
+    if processes.rank() > 0:
         options = options | {"disable": True}  # several processes that train together need one bar
     return bar(iterable, **options)
 

@@ -139,7 +139,7 @@ class RunMetrics:
 
     key: RunKey  # of the last finished stage
     source: str  # which data
-    device: str  # "cuda" or "cpu"
+    device: str  # one of DEVICES
     parameters: int  # of the model, frozen ones included
     written: str  # date
     classes: Classes
@@ -221,6 +221,11 @@ class Run:
 
     def __str__(self) -> str:
         return f"profile {self.settings.profile}, {self.root}, on {self.device}, files in {self.folder.name}/"
+
+    @property
+    def caption(self) -> str:
+        """What a figure says of its origin: which run, on which data."""
+        return f"{self.settings.caption}, {self.root.short_name}"
 
     def default_folder(self) -> Path:
         """The folder of a run that has no name: its profile and kind of data."""
@@ -354,7 +359,7 @@ class Run:
 def pick_device() -> str:
     """The device that a run works on: the one that the user chose, else the GPU where there is one.
 
-    A Mac's GPU has to be chosen: nobody has measured it yet. Raises UserError for a device that is not there.
+    A Mac's GPU has to be chosen: no test has run there yet. Raises UserError for a device that is not there.
     """
     chosen = environment.device()
     if chosen is None:  # the user leaves it to us

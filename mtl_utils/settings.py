@@ -61,6 +61,11 @@ class Settings:
     copy_shared_classes: bool = True  # detection's classes that segmentation has learned start from its last layer
     boxes_from_masks: bool = True  # a replayed mask also teaches detection, by boxes around its objects
 
+    @property
+    def caption(self) -> str:
+        """What a figure says of the run behind it."""
+        return f"profile {self.profile}, seed {self.seed}"
+
     def earlier(self, task: Task) -> list[Task]:
         """The tasks learned before a task, or in joint training with it."""
         return self.tasks[: self.tasks.index(task)]
@@ -118,13 +123,14 @@ PROFILES = {
 
 
 def default_profile() -> str:
-    """MTL_PROFILE if it is set, else "full" where there is a GPU and "quick" where there is none."""
+    """MTL_PROFILE if it is set, else "full" where a GPU is used and "quick" where none is."""
     chosen = environment.profile()
     if chosen:
         return chosen
     import torch  # here, so that the settings can be read where torch is not installed
 
-    return "full" if torch.cuda.is_available() else "quick"
+    device = environment.device() or ("cuda" if torch.cuda.is_available() else "cpu")
+    return "full" if device == "cuda" else "quick"
 
 
 def get_settings(profile: str | None = None, **overrides: Any) -> Settings:

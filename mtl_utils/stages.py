@@ -118,7 +118,7 @@ def make_trainer(run: Run, task: Task) -> Trainer:
     if run.result(task) is not None and state.exists():
         trainer.load_state_dict(load_state(state))
         print(f"continuing {TASK_NAMES[task]} after epoch {len(trainer.history)}")
-    else:
+    elif processes.is_first():
         run.path(task, ".json").unlink(missing_ok=True)  # without a state there is nothing to continue
     return trainer
 

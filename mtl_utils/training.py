@@ -391,8 +391,8 @@ def worker_count(device: str) -> int:
         return chosen
     if device == "cpu" or sys.platform != "linux":
         return 0
-    cores = os.cpu_count() or 1
-    return min(MAX_WORKERS, cores - 1)
+    cores = (os.cpu_count() or 1) // environment.local_count()  # of each process of torchrun
+    return max(0, min(MAX_WORKERS, cores - 1))
 
 
 def train(trainer: Trainer, after_epoch: Callable[[Trainer], None]) -> None:

@@ -23,8 +23,8 @@ RUN_NAME = re.compile(r"\w[\w. +-]*")  # one folder's name, not hidden
 
 def open_run(options: argparse.Namespace, **overrides: Any) -> Run:
     """The run that the options describe, with single settings replaced."""
+    chosen_device(options)  # first, since the default profile depends on it
     settings = get_settings(options.profile, **overrides)
-    chosen_device(options)
     if options.skip_broken:
         os.environ[environment.SKIP_BROKEN] = "1"  # the notebooks' kernels have to know it, too
     folder = named_folder(options.name) if options.name else None
@@ -49,6 +49,7 @@ def run_command(options: argparse.Namespace) -> None:
     """Execute the notebooks into the run's folder."""
     from mtl_utils.publish import notebooks  # here, since training needs no Jupyter
 
+    processes.stand_alone()
     run = open_run(options)
     print(run)
     os.environ.update(kernel_environment(run))
@@ -72,6 +73,7 @@ def print_report(run: Run) -> None:
 
 def restart_command(options: argparse.Namespace) -> None:
     """Execute the notebooks from the start, all stages included."""
+    processes.stand_alone()
     set_aside(open_run(options).folder)
     run_command(options)
 
@@ -92,6 +94,7 @@ def set_aside(folder: Path) -> None:
 
 def train_command(options: argparse.Namespace) -> None:
     """Train the stages without notebooks, in several processes where torchrun has started them."""
+    processes.expect_others()
     processes.join(chosen_device(options))
     if processes.is_first():
         train_stages(options)
@@ -119,7 +122,7 @@ def train_stages(options: argparse.Namespace) -> None:
     for task in tasks:
         result = run_stage(run, task, print_epoch)
         print(f"stage {TASK_NAMES[task]} done after {result.minutes:.1f} minutes: {scores_line(result.metrics)}")
-    if tasks == TASKS:  # the report compares all three
+    if tasks == TASKS and processes.is_first():  # the report compares all three; the first process writes metrics.json
         print_report(run)
 
 
@@ -148,6 +151,7 @@ def bench_command(options: argparse.Namespace) -> None:
     """Measure one prediction beside EfficientNet-B0, and every stage's loop against the bare network."""
     from mtl_utils.experiments import benchmark
 
+    processes.stand_alone()
     run = open_run(options)
     model = benchmark.trained_model(run)
     times = benchmark.beside_efficientnet_b0(model)

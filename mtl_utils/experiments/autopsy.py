@@ -6,7 +6,7 @@ two models: S. Mirzadeh et al., "Linear mode connectivity in multitask and conti
 
 import copy
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -24,9 +24,10 @@ from mtl_utils.tasks import VOC_CLASSES, Task
 from mtl_utils.training import Trainer
 from mtl_utils.transforms import Batch, to_batch
 
-SIZE = 256  # side of the training images: small, so that all steps take less than a minute
-EVERY = 15  # steps between two evaluations
-IMAGES = 30  # of val, evaluated each time
+SIZE = 256  # side of the training images: small, so that all steps take a minute
+EPOCHS = 3  # of the new task's images
+EVERY = 60  # steps between two evaluations
+IMAGES = 60  # of val, evaluated each time
 TIMED = 5  # steps whose time is taken
 POINTS = 6  # models on the straight path, both ends included
 
@@ -38,34 +39,49 @@ FATES = ("right", "another object", "background")  # what becomes of the pixels 
 
 
 def begin_stage(run: Run, task: Task) -> Trainer:
-    """A trainer that starts where the stage of a task does and lasts one epoch of small images.
+    """A trainer that starts where the stage of a task does and lasts EPOCHS epochs of small images.
 
     The stage before has to be finished.
     """
     model, buffer = initial_state(run, task)
-    epochs = run.settings.epochs | {task: 1}
+    epochs = run.settings.epochs | {task: EPOCHS}
     sizes = {name: min(SIZE, side) for name, side in run.settings.train_size.items()}
     settings = replace(run.settings, epochs=epochs, train_size=sizes)
     return Trainer(model, run.data(task, "train"), buffer, settings, run.device)
 
 
 def take_steps(trainer: Trainer, val: Sequence[Sample], with_replay: bool) -> dict[int, float]:
-    """Train detection for an epoch; returns the mIoU on masks of val by the number of steps taken."""
+    """Train detection for EPOCHS epochs; returns the mIoU on masks of val by the number of steps taken."""
     scores = {0: mean_iou(trainer, val)}
-    for number, new_batch in enumerate(trainer.loader(), 1):
+    number = 0
+    for number, new_batch in enumerate(new_batches(trainer), 1):
         batches = {trainer.task: new_batch}
         if with_replay:
             batches |= trainer.replay()  # the remedy: in each step a few stored images of the earlier task
         trainer.step(batches)
         if number % EVERY == 0:
             scores[number] = mean_iou(trainer, val)
+    if number not in scores:
+        scores[number] = mean_iou(trainer, val)
     return scores
+
+
+def new_batches(trainer: Trainer) -> Iterator[Batch]:
+    """The batches of the new task, epoch after epoch."""
+    for _ in range(EPOCHS):
+        yield from trainer.loader()
 
 
 def mean_iou(trainer: Trainer, val: Sequence[Sample]) -> float:
     """The trained model's mIoU on some masks of val."""
-    matrix = count_pixels(trainer.model, val, trainer.settings.eval_size)
+    score = mask_score(trainer.model, val, trainer.settings.eval_size)
     trainer.model.train()
+    return score
+
+
+def mask_score(model: UnifiedModel, samples: Sequence[Sample], size: int) -> float:
+    """The mIoU of a model on some masks; `size`: side of the input."""
+    matrix = count_pixels(model, samples, size)
     return class_iou(matrix).nanmean().item()
 
 
@@ -127,6 +143,19 @@ def row_cosines(before: UnifiedModel, after: UnifiedModel) -> dict[Task, Tensor]
     return {task: values[0] for task, values in by_task.items()}
 
 
+def with_rows_of(after: UnifiedModel, before: UnifiedModel, task: Task) -> UnifiedModel:
+    """A copy of a model whose output channels of one task, weights and biases, are those of another one."""
+    mixed = copy.deepcopy(after)
+    new, old = mixed.head.last, before.head.last
+    assert new.bias is not None and old.bias is not None
+    numbers = torch.arange(len(new.bias))
+    channels = split_channels(numbers[None], mixed.head.split)[task][0]  # (C_task,)
+    with torch.no_grad():
+        new.weight[channels] = old.weight[channels]
+        new.bias[channels] = old.bias[channels]
+    return mixed
+
+
 @torch.inference_mode()
 def feature_changes(before: UnifiedModel, after: UnifiedModel, images: Sequence[Tensor], size: int) -> dict[str, float]:
     """Relative change of the features after each part of the network: |after - before| / |before| over all images."""
@@ -184,6 +213,5 @@ def scores_on_the_path(
         share = step / (POINTS - 1)
         mixed = {name: torch.lerp(value, new[name], share) for name, value in old.items()}
         model.load_state_dict(mixed)
-        matrix = count_pixels(model, samples, size)
-        scores[share] = class_iou(matrix).nanmean().item()
+        scores[share] = mask_score(model, samples, size)
     return scores

@@ -64,6 +64,8 @@ def wait_for_gpu() -> None:
     """Wait until the GPU, if there is one, has done all that it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    elif torch.backends.mps.is_available():
+        torch.mps.synchronize()
 
 
 @torch.inference_mode()

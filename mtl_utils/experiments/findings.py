@@ -15,12 +15,31 @@ from mtl_utils.experiments.plans import NO_REPLAY, REPLAY
 from mtl_utils.experiments.results import RunSummary, find_run
 from mtl_utils.experiments.sizes import SizeRow
 from mtl_utils.files import UserError
+from mtl_utils.forgetting import Drop
 from mtl_utils.tasks import METRIC_NAMES, TASK_NAMES, TASKS, VOC_CLASSES, Task, stage_number
 
 CLASS_METRICS: dict[Task, str] = {"seg": "IoU", "det": "AP@50", "cls": "recall"}  # of a single class
 BACKGROUND = VOC_CLASSES[0]
 NAMED = 3  # how many classes or confusions a sentence names
 HALF = 0.5  # a recall
+
+
+# ---- one run
+
+
+def what_is_kept(drops: Sequence[Drop]) -> str:
+    """A line a task: its final metric, how much of its baseline that is, and the 5 % rule."""
+    lines = []
+    for drop in drops:
+        name = METRIC_NAMES[drop.task]
+        if not drop.learned:
+            lines.append(f"- **{name}** ends at {drop.final:.3f}; its baseline is not above the floor.")
+            continue
+        share = 100 * drop.final / drop.baseline
+        verdict = "kept" if drop.passed else "not kept"
+        end = f"{share:.1f} % of its baseline {drop.baseline:.3f}"
+        lines.append(f"- **{name}** ends at {drop.final:.3f}, {end}: {verdict} by the 5 % rule.")
+    return "\n".join(lines)
 
 
 # ---- with and without replay

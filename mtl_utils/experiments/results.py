@@ -38,7 +38,7 @@ class RunSummary:
     data_fingerprints: dict[Task, str]  # of the set of each of its tasks
     initial_weights: str  # label of the starting weights
     source: str  # which data
-    device: str  # "cuda" or "cpu"
+    device: str  # "cuda", "mps" or "cpu"
     provenance: dict[str, Any]  # of the last stage
     minutes: dict[Task, float | None]  # of training, by stage
     before: dict[Task, float]  # the metric of each of the run's tasks before any stage

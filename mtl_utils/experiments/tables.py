@@ -13,6 +13,7 @@ from mtl_utils.experiments.results import (
     Retention,
     RunSummary,
     difference,
+    five_percent_drop,
     mean_retention,
     passes,
     run_names,
@@ -141,9 +142,19 @@ def seeds_table(results: list[RunSummary], name: str) -> pd.DataFrame:
     rows = {}
     for seed in sorted(run.seed for run in runs_named(results, name)):
         of_seed = [run for run in results if run.seed == seed]
-        rows[seed] = table_row(of_seed, name)
+        rows[seed] = table_row(of_seed, name) | {"least % of a baseline": least_kept(of_seed, name)}
     table = pd.DataFrame(rows).T
     return table.drop(columns="seeds").rename_axis("seed")
+
+
+def least_kept(results: list[RunSummary], name: str) -> str:
+    """The task that keeps least of its larger baseline, on which the 5 % rule depends."""
+    drops = [five_percent_drop(results, name, task) for task in TASKS]
+    known = [drop for drop in drops if drop is not None]
+    if not known:
+        return MISSING
+    worst = min(known, key=lambda drop: drop.final)
+    return f"{100 * worst.final:.1f} ({METRIC_NAMES[worst.task]})"
 
 
 def table_row(results: list[RunSummary], name: str) -> dict[str, str]:

@@ -16,6 +16,8 @@ ABOUT = "mtl_utils"  # metadata: that the file is one of this project's, and its
 VERSION = 1  # of what the file holds
 REMEDY = "make one with `python -m mtl_utils export WEIGHTS`"
 
+onnxruntime.disable_telemetry_events()  # some of its builds report their use to their maker
+
 
 class OnnxModel(nn.Module):
     """Runs an ONNX file of onnx_write on the CPU, with as many threads as torch has."""

@@ -1,4 +1,4 @@
-"""A student's remedy on the network: an epoch of detection from the end of stage 1, beside none and the module's."""
+"""A student's remedy on the network: some epochs of detection from the end of stage 1, beside none and the module's."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ class StudentDistillation(PreviousModelDistillation):
 
 
 def compare(run: Run, parts: Parts) -> pd.DataFrame | str:
-    """mIoU and mAP@50 after an epoch of detection, a row for each remedy; a sentence where a part is not right yet.
+    """mIoU and mAP@50 after some epochs of detection, a row for each remedy; a sentence where a part is not right yet.
 
     Stage 1 of the run has to be finished.
     """

@@ -58,14 +58,17 @@ def invented_classes(answer: Any) -> str:
     wide = torch.nn.functional.interpolate(mask, size=(1, 4), mode="bilinear")  # (1, 1, 1, 4)
     values = wide.round().flatten().int().tolist()
     invented = set(values) - {0, 15}
-    return "" if set(answer) == invented else "Leave out 0 and 15, which the mask really holds."
+    if set(answer) == invented:
+        return ""
+    return "The shares of person are 0, .25, .75 and 1, by the pixels' centres. Leave out 0 and 15."
 
 
 def mean_logits(answer: Any, model: torch.nn.Module, images: Tensor) -> str:
     """02.3: the class logits (1, C) of an image, from its mean head features."""
     with torch.no_grad():
-        expected = model(images).classification.flatten()  # (C,)
-    found = torch.as_tensor(answer).flatten()
+        device = next(model.parameters()).device
+        expected = model(images.to(device)).classification.flatten()  # (C,)
+    found = torch.as_tensor(answer).to(device).flatten()
     hint = "Put the mean features through model.head.last, and keep the channels after those of detection and masks."
     if found.shape != expected.shape:
         return hint

@@ -1,4 +1,4 @@
-"""Figures of the autopsy: what sixty steps without replay do to segmentation, and where in the network."""
+"""Figures of the autopsy: what some steps without replay do to segmentation, and where in the network."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -12,12 +12,13 @@ from mtl_utils.plots.style import SMALLEST_TEXT, TASK_COLOURS
 
 LINES = ("--", "-")  # of the networks, in order
 FATE_COLOURS = ("#0072B2", "#E69F00", "#BBBBBB")  # one for each of FATES; dark, middle and light in grey
-TEXT_COLOURS = ("white", "black", "black")  # of the numbers on them
+HEADROOM = 1.1  # height of an axis as a multiple of the curve's
 LEAST_SHARE = 0.05  # that has room for its number
-BAR_COLOURS = ("#555555", "#BBBBBB")  # of the networks, in order
-HATCHES = ("//", "")
+BAR_COLOURS = ("#555555", "#BBBBBB", "#FFFFFF")  # of the networks, in order
+HATCHES = ("//", "", "..")
 ABOVE = (0.5, 1)  # where a legend stands, in parts of its axes
 THICKNESS = 0.38  # of one of two bars that stand side by side
+THINNER = 0.27  # of one of three
 
 
 def score_curves(curves: Mapping[str, Mapping[int, float]]) -> Figure:
@@ -31,7 +32,7 @@ def score_curves(curves: Mapping[str, Mapping[int, float]]) -> Figure:
         axis.annotate(name, end, xytext=(6, 0), textcoords="offset points", va="center")
     axis.set_xlabel("steps of training on detection")
     axis.set_ylabel("mIoU of segmentation")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, HEADROOM * axis.get_ylim()[1])
     return figure
 
 
@@ -59,11 +60,14 @@ def draw_fate(axis: Axes, names: list[str], left: np.ndarray, shares: np.ndarray
         shares,
         left=left,
         color=FATE_COLOURS[index],
+        hatch=HATCHES[index],
         edgecolor="white",
         label=FATES[index],
     )
     texts = [f"{share:.0%}" if share > LEAST_SHARE else "" for share in shares]
-    axis.bar_label(bars, texts, label_type="center", color=TEXT_COLOURS[index])
+    labels = axis.bar_label(bars, texts, label_type="center")
+    for label in labels:
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
 
 
 def change_bars(changes: Mapping[str, Mapping[str, float]]) -> Figure:
@@ -103,22 +107,29 @@ def path_curve(scores: Mapping[float, float]) -> Figure:
     axis.plot(shares, values, "-o", color=TASK_COLOURS["seg"])
     axis.set_xlabel("a (0: the network before, 1: the one after)")
     axis.set_ylabel("mIoU of segmentation")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, HEADROOM * axis.get_ylim()[1])
     return figure
 
 
-def ladder_bars(scores: Mapping[str, float], lines: Mapping[str, float]) -> Figure:
-    """mIoU as it is and after each refit, one bar each; `lines` are drawn across: the ceiling and the floor, say."""
-    height = 0.4 * len(scores) + 1.2  # inches
-    figure, axis = plt.subplots(figsize=(6.4, height), layout="constrained")
-    bars = axis.barh(list(scores), list(scores.values()), color=BAR_COLOURS[1])
-    axis.bar_label(bars, fmt="%.3f", padding=-4, fontsize=SMALLEST_TEXT, label_type="center")
-    for (name, value), line in zip(lines.items(), LINES, strict=True):
-        axis.axvline(value, color="black", linestyle=line, label=f"{name}: {value:.3f}")
-    axis.invert_yaxis()
-    axis.set_xlabel("mIoU of segmentation")
-    axis.set_xlim(left=0)
-    axis.legend(loc="lower center", bbox_to_anchor=ABOVE, ncols=len(lines), frameon=False)
+def ladder_bars(ladders: Mapping[str, Mapping[str, float]]) -> Figure:
+    """mIoU of each network as it is and after each refit: a group of bars a rung, a bar a network."""
+    figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    for index, (network, scores) in enumerate(ladders.items()):
+        places = np.arange(len(scores)) + index * THINNER
+        bars = axis.bar(
+            places,
+            list(scores.values()),
+            THINNER,
+            color=BAR_COLOURS[index],
+            hatch=HATCHES[index],
+            edgecolor="black",
+            label=network,
+        )
+        axis.bar_label(bars, fmt="%.2f", fontsize=SMALLEST_TEXT)
+    rungs = list(next(iter(ladders.values())))
+    axis.set_xticks(np.arange(len(rungs)) + THINNER, rungs)
+    axis.set_ylabel("mIoU of segmentation")
+    axis.legend(loc="lower center", bbox_to_anchor=ABOVE, ncols=len(ladders), frameon=False)
     return figure
 
 
@@ -135,10 +146,10 @@ def cosine_boxes(cosines: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure
             positions=places,
             widths=0.8 * width,
             patch_artist=True,
-            boxprops={"facecolor": FATE_COLOURS[index]},
+            boxprops={"facecolor": FATE_COLOURS[index], "hatch": HATCHES[index]},
             medianprops={"color": "black"},
         )
-        axis.bar(0, 0, color=FATE_COLOURS[index], label=name)  # for the legend
+        axis.bar(0, 0, color=FATE_COLOURS[index], hatch=HATCHES[index], label=name)  # for the legend
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xticks(np.arange(len(cosines)), in_two_lines(cosines))
     axis.set_ylabel("cosine with the gradient of masks")

@@ -12,8 +12,9 @@ from mtl_utils.evaluation import StageMetrics, TaskMetrics
 from mtl_utils.experiments.findings import CLASS_METRICS
 from mtl_utils.forgetting import r_matrix
 from mtl_utils.plots.style import SMALLEST_TEXT, TASK_COLOURS
-from mtl_utils.tasks import METRIC_NAMES, TASK_NAMES, TASKS, Task, stage_number
+from mtl_utils.tasks import COCO_NAME_OF_VOC, METRIC_NAMES, TASK_NAMES, TASKS, Task, stage_number
 
+SHARED = " *"  # behind the name of a class that both segmentation and detection have
 DARKEST = 1.3  # end of the colour scale: at 1 the numbers would be hard to read
 
 
@@ -107,6 +108,47 @@ def class_bars(metrics: Mapping[Task, TaskMetrics]) -> Figure:
     for axis, task in zip(axes, TASKS, strict=True):
         draw_class_bars(axis, metrics[task])
     return figure
+
+
+def class_changes(metrics: StageMetrics) -> Figure:
+    """Every class of segmentation and detection from the end of its own stage (hollow) to the last stage (filled)."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 5.2), layout="constrained")
+    of_seg = {coco_name(name) for name in metrics["seg"]["seg"].per_class}
+    shared = of_seg & set(metrics["det"]["det"].per_class)
+    for axis, task in zip(axes, ("seg", "det"), strict=True):
+        draw_class_changes(axis, metrics, task, shared)
+    return figure
+
+
+def draw_class_changes(axis: Axes, metrics: StageMetrics, task: Task, shared: set[str]) -> None:
+    """The panel of one task; classes without a value are left out."""
+    own = metrics[task][task].per_class
+    final = metrics[TASKS[-1]][task].per_class
+    names = []
+    starts: list[float] = []
+    ends: list[float] = []
+    for name, start in own.items():
+        end = final[name]
+        if start is not None and end is not None:
+            names.append(name)
+            starts.append(start)
+            ends.append(end)
+    rows = np.arange(len(names))
+    colour = TASK_COLOURS[task]
+    axis.hlines(rows, starts, ends, color=colour, linewidth=2)
+    axis.plot(starts, rows, "o", color=colour, markerfacecolor="white", label="after its own stage")
+    axis.plot(ends, rows, "o", color=colour, label="after the last stage")
+    labels = [name + SHARED if coco_name(name) in shared else name for name in names]
+    axis.set_yticks(rows, labels, fontsize=SMALLEST_TEXT)
+    axis.set(xlim=(0, 1), xlabel=CLASS_METRICS[task], title=TASK_NAMES[task])
+    axis.invert_yaxis()  # the first class on top
+    axis.grid(axis="y", color="0.9")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False, fontsize=SMALLEST_TEXT)
+
+
+def coco_name(name: str) -> str:
+    """COCO's name of a class of VOC; a name of COCO's stays."""
+    return COCO_NAME_OF_VOC.get(name, name)
 
 
 def draw_class_bars(axis: Axes, metrics: TaskMetrics) -> None:

@@ -19,7 +19,7 @@ from mtl_utils.tasks import Task
 TASK_COLOURS: dict[Task, str] = {"seg": "#0072B2", "det": "#D55E00", "cls": "#009E73"}
 TASK_LINES: dict[Task, str] = {"seg": "-", "det": "--", "cls": "-."}
 TASK_MARKS: dict[Task, str] = {"seg": "o", "det": "s", "cls": "^"}
-SMALLEST_TEXT = 8  # points: smaller text cannot be read in a notebook
+SMALLEST_TEXT = 9  # points: smaller text cannot be read in a notebook
 MAX_TRUE_COLOUR = 100_000  # bytes; a larger PNG, which holds photographs, is stored with 256 colours
 STYLE = {
     "figure.dpi": 80,
@@ -36,7 +36,10 @@ def use_style() -> None:
 
 
 def figure_saver(folder: Path, source: object) -> Callable[[Figure, str], None]:
-    """A function show(figure, name): say which data a figure rests on, save it as folder/name.png and display it."""
+    """A function show(figure, name): write below a figure what it shows, save it as folder/name.png and display it.
+
+    source: the text, such as Run.caption.
+    """
     from IPython import display as notebook  # here, so that everything else works without Jupyter
 
     use_style()

@@ -24,7 +24,7 @@ LOCAL_ONLY = (
     "pytest",
 )  # Colab is a Jupyter, and runs no tests
 DRIVE = "/content/drive"  # where Colab shows a user's Google Drive
-KEPT_SETS = "mtl_sets.zip"  # the sets there, as a pack
+KEPT_SETS = "mtl_sets_{}.zip"  # the sets there, as a pack, by their version
 
 
 def prepare(drive: bool = False) -> None:
@@ -50,13 +50,20 @@ def put_sets(root: Path, drive: bool) -> None:
     """Put the real sets below a root: from the user's Drive, where an earlier notebook kept them, else anew."""
     from mtl_utils.prepare import pack  # here, since what it imports may just have been installed
 
-    kept = on_drive() / KEPT_SETS
+    kept = on_drive() / KEPT_SETS.format(pack.version())
     if drive and kept.exists():
-        pack.fetch_pack(root, str(kept))
+        try:
+            pack.fetch_pack(root, str(kept))
+        except UserError as error:
+            raise UserError(f"{error} To fetch the sets again, delete {kept}.") from error
         return
     pack.fetch_sets(root)
-    if drive:  # the next notebook's machine then takes seconds
-        pack.write_pack(root, kept)
+    if not drive:
+        return
+    try:
+        pack.write_pack(root, kept)  # the next notebook's machine then takes seconds
+    except OSError as error:
+        print(f"The sets are here, but could not be kept on Google Drive ({error}): make room there.")
 
 
 def unmet(requirements: str) -> list[str]:

@@ -41,6 +41,11 @@ class Root:
             return "synthetic mini sets, rendered by code"
         return f"mini sets in {self.path.name!r} (chosen by {self.chosen_by})"
 
+    @property
+    def short_name(self) -> str:
+        """The data, for the caption of a figure."""
+        return "synthetic mini sets" if self.is_synthetic else f"mini sets in {self.path.name!r}"
+
 
 def find_root(given: str | Path | None = None, tasks: tuple[Task, ...] = TASKS) -> Root:
     """The data root: `given`, else MTL_DATA_ROOT, else data/ if it holds the sets, else the synthetic sets.

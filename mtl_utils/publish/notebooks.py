@@ -17,6 +17,7 @@ from mtl_utils.progress import progress
 from mtl_utils.publish.readme import write_text
 
 REPORT = "report.html"
+STALE_BAR = re.compile(r"(?<!\d)\d{1,2}%\|")  # of tqdm, at less than 100 %
 HEADING = re.compile("^(##?) (.+)$", re.MULTILINE)  # of a section: the first of a cell
 EVERYWHERE = ("Setup", "Summary", "Exercises")  # sections of every notebook: not worth a line in the contents
 
@@ -43,7 +44,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
     resources = {"metadata": {"path": path.parent}}  # the kernel's working folder
     client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources=resources)
     try:
-        return client.execute(stderr=subprocess.DEVNULL)  # what the kernel itself prints is of no use to the reader
+        executed = client.execute(stderr=subprocess.DEVNULL)  # what the kernel itself prints is of no use to the reader
     except CellExecutionError as error:
         cause = f"{error.ename}: {error.evalue}"
         raise UserError(f"{path.name} stopped at a cell with {cause}: fix this, then run again.") from error
@@ -51,6 +52,21 @@ def execute(path: Path) -> nbformat.NotebookNode:
         raise UserError(f"{path.name}: its kernel died, possibly out of memory; run again to continue.") from error
     except AssertionError as error:  # on Ctrl-C nbclient ends the kernel itself, then stumbles over its absence
         raise KeyboardInterrupt from error
+    return without_stale_bars(executed)
+
+
+def without_stale_bars(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook without progress bars that ended before 100 %: a bar that is wiped out at its end is stored so."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not STALE_BAR.search(plain_text(output))]
+    return notebook
+
+
+def plain_text(output: nbformat.NotebookNode) -> str:
+    """The text of an output, printed or displayed; nothing for one without any."""
+    text = output.get("text", "") or output.get("data", {}).get("text/plain", "")
+    return "".join(text)
 
 
 def write_copies(notebook: nbformat.NotebookNode, folder: Path, name: str) -> None:

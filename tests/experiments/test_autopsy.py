@@ -65,6 +65,21 @@ def test_features_change_behind_the_part_that_changed_alone():
     assert changes["head, layer 2"] == pytest.approx(1, abs=1e-4)
 
 
+def test_rows_of_another_model_are_those_of_one_task_alone():
+    before = folded_model()
+    after = copy.deepcopy(before)
+    with torch.no_grad():
+        after.head.last.weight.normal_()
+        after.head.last.bias.normal_()
+    mixed = autopsy.with_rows_of(after, before, "seg")
+    first, count = before.head.split[0], 21
+    masks = slice(first, first + count)
+    for name in ("weight", "bias"):
+        values, old, new = (getattr(model.head.last, name) for model in (mixed, before, after))
+        assert torch.equal(values[masks], old[masks]) and not torch.equal(values[masks], new[masks])
+        assert torch.equal(values[:first], new[:first]) and torch.equal(values[first + count :], new[first + count :])
+
+
 def test_the_path_begins_and_ends_with_the_two_models():
     before, samples = folded_model(), masks(3)
     after = copy.deepcopy(before)
@@ -83,8 +98,8 @@ def test_the_replayed_batches_are_there_only_with_replay(monkeypatch):
         task="det", loader=lambda: iter(range(31)), replay=lambda: {"seg": "old"}, step=seen.append, model=None
     )
     monkeypatch.setattr(autopsy, "mean_iou", lambda trainer, val: len(seen) / 100)
-    assert autopsy.take_steps(trainer, [], with_replay=False) == {0: 0.0, 15: 0.15, 30: 0.3}
-    assert seen == [{"det": number} for number in range(31)]
+    assert autopsy.take_steps(trainer, [], with_replay=False) == {0: 0.0, 60: 0.6, 93: 0.93}
+    assert seen == [{"det": number} for number in range(31)] * 3, "three epochs"
     seen.clear()
     autopsy.take_steps(trainer, [], with_replay=True)
     assert seen[0] == {"det": 0, "seg": "old"}

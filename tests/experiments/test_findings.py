@@ -10,6 +10,7 @@ from mtl_utils.experiments.breakdown import Breakdown, SizeScores
 from mtl_utils.experiments.results import RunSummary
 from mtl_utils.experiments.sizes import SizeRow
 from mtl_utils.files import UserError
+from mtl_utils.forgetting import Drop
 from mtl_utils.settings import Settings
 
 NAMES = {"seg": ["background", "cat", "dog", "cow"], "cls": ["church", "horn"]}
@@ -32,6 +33,22 @@ FINAL = {
     "det": metrics("det", {"bus": 0.5}),
     "cls": metrics("cls", {name: 1.0 for name in "abcde"} | {"f": 0.8, "g": 0.5, "h": 0.0}, IMAGES),
 }
+
+
+# ---- one run
+
+
+def test_what_is_kept_is_said_of_the_larger_baseline():
+    drops = [
+        Drop("seg", baseline=0.5, final=0.48, floor=0.03),
+        Drop("det", baseline=0.2, final=0.16, floor=0.0),
+        Drop("cls", baseline=0.1, final=0.1, floor=0.1),
+    ]
+    assert findings.what_is_kept(drops).splitlines() == [
+        "- **mIoU** ends at 0.480, 96.0 % of its baseline 0.500: kept by the 5 % rule.",
+        "- **mAP@50** ends at 0.160, 80.0 % of its baseline 0.200: not kept by the 5 % rule.",
+        "- **Top-1** ends at 0.100; its baseline is not above the floor.",
+    ]
 
 
 # ---- with and without replay

@@ -7,7 +7,7 @@ import torch
 from helpers import photo
 from torchvision import tv_tensors
 
-from mtl_utils.experiments import refit
+from mtl_utils.experiments import autopsy, refit
 from mtl_utils.model import UnifiedModel, fold_batchnorm
 
 WEIGHTS = torch.ones(21)
@@ -96,6 +96,7 @@ def test_the_ladder_leaves_the_model_as_it_is(model):
     image = tv_tensors.Image(torch.where(halves == 3, 10, 240).byte().expand(3, -1, -1))  # dark and bright
     samples = [(image, {"mask": tv_tensors.Mask(halves)})] * 3
     scores = refit.ladder(model, samples, samples, 64)
-    assert list(scores) == list(refit.RUNGS)
+    assert list(scores) == ["as it is", *refit.RUNGS]
+    assert scores["as it is"] == autopsy.mask_score(model, samples, 64)
     assert scores["all 21 rows"] > scores["background's bias"], "fitted on the very pixels that are scored"
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

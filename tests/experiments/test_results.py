@@ -152,6 +152,7 @@ def test_seeds_are_judged_one_by_one():
     table = tables.seeds_table(results, "replay")
     assert table["mAP@50, % of alone"].to_dict() == {0: "50.0 [50, 50]", 1: "150.0 [150, 150]"}
     assert [verdict.split()[-1] for verdict in table["5 % rule"]] == ["FAIL", "PASS"]
+    assert table["least % of a baseline"].to_dict() == {0: "50.0 (mAP@50)", 1: "100.0 (mIoU)"}
 
 
 def test_the_table_as_markdown():

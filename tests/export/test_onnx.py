@@ -143,6 +143,18 @@ def test_the_model_of_somebody_else_is_refused(tmp_path):
         OnnxModel(path)
 
 
+USES = ("import mtl_utils.export.onnx_read", "import runpy; runpy.run_path('predict_onnx.py')")
+
+
+@pytest.mark.parametrize("line", USES)
+def test_onnxruntime_reports_nothing_to_its_maker(line):
+    """Nothing of the project uses the network unasked."""
+    lines = "import onnxruntime\nonnxruntime.disable_telemetry_events = lambda: print('switched off')\n"
+    lines += f"try:\n    {line}\nexcept IndexError:\n    pass  # the program has no arguments here"
+    done = subprocess.run([sys.executable, "-c", lines], cwd=PROJECT, capture_output=True, text=True)
+    assert done.stdout == "switched off\n", done.stderr
+
+
 def test_the_program_without_torch_predicts_what_the_module_predicts(exported, trained_run, tiny_root):
     """It letterboxes, reads boxes and enlarges masks by itself, with numpy and Pillow."""
     photo = next((tiny_root / "mini_coco_det" / "val").glob("*.jpg"))

@@ -169,6 +169,31 @@ def test_a_wrong_draw_does_not_cost_part_3_its_marks():
         assert sandbox.run_parts(3, SOURCES | {2: wrong}).remarks == ()
 
 
+def test_the_notebooks_own_check_lets_a_wrong_draw_count_once():
+    def repeating(stored, count, generator):
+        return stored[:1] * count
+
+    source = "def step_batches(task, new_batch, stored, make_batch, generator):\n"
+    source += "    earlier = [name for name in stored if name != task]\n"
+    source += "    batches = {name: make_batch(name, draw(stored[name], 6, generator)) for name in earlier}\n"
+    source += "    return {task: new_batch} | batches"
+    parts = {"draw": repeating}
+    exec(source, parts)
+    assert check(2, parts).remarks and check(3, parts).remarks == ()
+    assert parts["draw"] is repeating, "it is put back"
+    del parts["draw"]
+    assert check(3, parts).remarks == () and "draw" not in parts
+
+
+def test_an_exception_is_named_once():
+    def choose(labels, count, generator):
+        raise NameError("name 'label' is not defined")
+
+    (remark,) = check(1, solution() | {"choose": choose}).remarks
+    start = "It stops with NameError: name 'label' is not defined. The case: 30 images of class 0"
+    assert remark.startswith(start)
+
+
 def test_what_is_not_written_has_no_marks():
     for part, name in NAMES.items():
         result = check(part, solution() | {name: lambda *_: None})

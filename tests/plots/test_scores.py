@@ -15,6 +15,12 @@ FINAL = {
     "det": TaskMetrics("det", 0.3, 0.0, {"cat": 0.3, "dog": None}, images=2, mean_ap=0.1),
     "cls": TaskMetrics("cls", 0.9, 0.5, {"cat": 1.0, "dog": 0.8}, images=2, confusion=CONFUSION),
 }
+OWN = {
+    "seg": TaskMetrics("seg", 0.5, 0.1, {"cat": 0.8, "sheep": 0.2, "tvmonitor": 0.5}, images=2),
+    "det": TaskMetrics("det", 0.3, 0.0, {"cat": 0.1, "dog": None, "tv": None}, images=2),
+}
+LATER = TaskMetrics("seg", 0.4, 0.1, {"cat": 0.6, "sheep": 0.3, "tvmonitor": 0.5}, images=2)
+MORE = TaskMetrics("det", 0.3, 0.0, {"cat": 0.3, "dog": None, "tv": None}, images=2)
 NAMES = {task: ["cat", "dog"] for task in TASKS}
 PRECISION = np.stack([np.full(101, 0.5), np.full(101, -1.0)], axis=1)[None]  # (1, 101, 2); no dog in the set
 FIGURES = {
@@ -24,6 +30,7 @@ FIGURES = {
         np.stack([np.full(101, 0.5), np.full(101, -1.0)], 1)[None], NAMES["det"]
     ),
     "bars": lambda: scores.class_bars(FINAL),
+    "changes": lambda: scores.class_changes({"seg": OWN, "det": OWN, "cls": FINAL | {"seg": LATER, "det": MORE}}),
 }
 
 
@@ -38,6 +45,13 @@ def test_bars_mark_the_classes_without_a_metric():
     assert [bar.get_width() for bar in axes[1].patches] == [0.3, 0]
     assert [text.get_text() for text in axes[1].texts] == ["0.30", "×"]
     assert [line.get_xdata()[0] for line in axes[0].lines] == [0.4, 0.1], "mean and floor"
+
+
+def test_classes_move_from_their_own_stage_to_the_last():
+    left, right = FIGURES["changes"]().axes
+    assert [text.get_text() for text in left.get_yticklabels()] == ["cat *", "sheep", "tvmonitor *"], "COCO calls it tv"
+    assert [line.get_xdata().tolist() for line in left.lines] == [[0.8, 0.2, 0.5], [0.6, 0.3, 0.5]]
+    assert [line.get_xdata().tolist() for line in right.lines] == [[0.1], [0.3]], "no dog in these images"
 
 
 def test_confusion_is_a_share_of_the_true_class():

@@ -98,7 +98,8 @@ def test_runs_lie_on_drive_when_it_is_asked_for(calls, monkeypatch):
 def test_sets_lie_on_drive_when_it_is_asked_for(calls, own_root, tmp_path, monkeypatch):
     """The first notebook's machine fetches and keeps them, the next one's takes them from there."""
     monkeypatch.setattr(colab, "DRIVE", str(tmp_path / "drive"))
-    kept = tmp_path / "drive" / "MyDrive" / "mtl_sets.zip"
+    monkeypatch.setattr(pack, "ADDRESS", tmp_path / "pack.txt")
+    kept = tmp_path / "drive" / "MyDrive" / "mtl_sets_official.zip"
     colab.put_sets(own_root, drive=False)
     assert calls == [own_root] and not kept.exists()
     colab.put_sets(own_root, drive=True)
@@ -108,6 +109,23 @@ def test_sets_lie_on_drive_when_it_is_asked_for(calls, own_root, tmp_path, monke
     assert calls == [own_root] * 2, "nothing is fetched again"
     found = sorted(path.relative_to(second) for path in second.rglob("*.jp*g"))
     assert found == sorted(path.relative_to(own_root) for path in own_root.rglob("*.jp*g")) and found
+    (tmp_path / "pack.txt").write_text("https://example.org/sets.zip " + 64 * "a")
+    colab.put_sets(own_root, drive=True)
+    assert calls == [own_root] * 3, "the project names other sets now"
+    kept.write_bytes(b"damaged")
+    (tmp_path / "pack.txt").unlink()
+    with pytest.raises(UserError, match=r"is no pack or is damaged .* delete .*mtl_sets_official.zip"):
+        colab.put_sets(tmp_path / "third machine", drive=True)
+
+
+def test_a_full_drive_does_not_stop_a_notebook(calls, tmp_path, monkeypatch, capsys):
+    def full(root, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pack, "write_pack", full)
+    monkeypatch.setattr(colab, "DRIVE", str(tmp_path))
+    colab.put_sets(tmp_path / "data", drive=True)
+    assert calls == [tmp_path / "data"] and "could not be kept on Google Drive" in capsys.readouterr().out
 
 
 def repository(folder):

@@ -164,3 +164,22 @@ def test_a_dead_kernel_is_one_sentence(tmp_path):
     write_notebook(tmp_path / "04_d.ipynb", "import os\nos._exit(1)")
     with pytest.raises(UserError, match=r"04_d\.ipynb: its kernel died"):
         notebooks.execute(tmp_path / "04_d.ipynb")
+
+
+def test_bars_that_were_wiped_out_are_not_stored():
+    def stream(text):
+        return nbformat.v4.new_output("stream", name="stderr", text=text)
+
+    shown = nbformat.v4.new_output(
+        "display_data", data={"text/plain": "evaluating:   0%|          | 0/6 [00:00<?, ?it/s]"}
+    )
+    outputs = [
+        stream("evaluating:  50%|#####     | 3/6"),
+        shown,
+        stream("epoch: 100%|##########| 6/6"),
+        stream("75 % kept"),
+    ]
+    cell = nbformat.v4.new_code_cell("1", outputs=outputs)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("text"), cell])
+    kept = notebooks.without_stale_bars(notebook).cells[1].outputs
+    assert [output.text for output in kept] == ["epoch: 100%|##########| 6/6", "75 % kept"]
