@@ -15,7 +15,9 @@ from helpers import SETTINGS
 from torch import nn
 
 from mtl_utils import environment, processes
+from mtl_utils.cli import main as cli_main
 from mtl_utils.files import PROJECT, UserError
+from mtl_utils.progress import progress
 from mtl_utils.training import smallest_batch
 
 SCRIPT = PROJECT / "tests" / "joint_steps.py"
@@ -122,10 +124,63 @@ def test_a_killed_process_ends_all_and_the_same_line_continues(tiny_root, tmp_pa
     assert job.returncode != 0
     sentences = [line for line in err.splitlines() if line.startswith(("error:", "stopped"))]
     assert len(sentences) == 1, err
-    done = train(tiny_root, tmp_path, 2, "--tasks", "seg", "--resume")
-    out, err = done.communicate(timeout=300)
-    assert done.returncode == 0, err
+    out = finish(train(tiny_root, tmp_path, 2, "--tasks", "seg", "--resume"))
     assert "continuing segmentation after epoch" in out and out.count("done after") == 1
+
+
+def finish(job):
+    """What a job that goes well prints."""
+    out, err = job.communicate(timeout=300)
+    assert job.returncode == 0, err
+    return out
+
+
+@pytest.mark.slow
+def test_a_finished_run_without_its_summary_is_summed_up_by_one_process(tiny_root, tmp_path):
+    """The state that a kill between a stage's files leaves."""
+    out = finish(train(tiny_root, tmp_path, 2))
+    assert out.count("done after") == 3 and out.count("→ Final") == 1
+    summary = tmp_path / "joint" / "metrics.json"
+    before = json.loads(summary.read_text())
+    summary.unlink()
+    assert finish(train(tiny_root, tmp_path, 2, "--resume")).count("→ Final") == 1
+    assert json.loads(summary.read_text()) == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the device is there")
+def test_a_mistake_of_all_processes_is_said_once(tiny_root, tmp_path):
+    job = train(tiny_root, tmp_path, 2, "--device", "cuda")
+    _, err = job.communicate(timeout=300)
+    assert job.returncode != 0 and err.count("error: There is no device 'cuda' here") == 1, err
+
+
+@pytest.fixture
+def one_of_two(monkeypatch):
+    """The second of two processes of torchrun, which have not joined."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("words", [["run"], ["restart"], ["bench"]])
+def test_what_processes_cannot_share_is_refused(words, one_of_two, capsys):
+    assert cli_main.main(words) == 1
+    assert capsys.readouterr().err.startswith("error: torchrun can start the commands train and study alone")
+
+
+def test_gpus_that_cannot_be_shared_are_refused(one_of_two, monkeypatch):
+    with pytest.raises(UserError, match="torchrun cannot share a Mac's GPU"):
+        processes.join("mps")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="There are 1 GPUs: start torchrun with --nproc-per-node 1 or less"):
+        processes.join("cuda")
+
+
+def test_a_process_with_work_of_its_own_has_a_bar(one_of_two):
+    """As those of a study have."""
+    with progress(total=3) as bar:
+        assert not bar.disable
+    assert processes.count() == 1 and processes.speaks_first()
 
 
 def wait_until(condition, job):

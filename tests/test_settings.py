@@ -67,5 +67,8 @@ def test_unknown_profile_in_the_environment_is_a_user_error(monkeypatch):
 @pytest.mark.parametrize(("gpu", "profile"), [(True, "full"), (False, "quick")])
 def test_default_profile_depends_on_the_gpu(monkeypatch, gpu, profile):
     monkeypatch.delenv("MTL_PROFILE", raising=False)
+    monkeypatch.delenv("MTL_DEVICE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert default_profile() == profile
+    monkeypatch.setenv("MTL_DEVICE", "cpu")
+    assert default_profile() == "quick", "a GPU that is not used does not count"
