@@ -59,6 +59,8 @@ def join(device: str) -> None:
 def leave() -> None:
     """The end of what `join` began, when all has gone well."""
     if count() > 1:
+        # gloo's threads let go of the last sum meanwhile: torch 2.6 can wait for ever for one that has not
+        wait_for_all()
         dist.destroy_process_group()
 
 
