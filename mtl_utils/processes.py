@@ -5,6 +5,7 @@ Without torchrun there is one process, and shares, gathering and averages leave 
 """
 
 import datetime
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ PATIENCE = datetime.timedelta(hours=3)  # the others wait so long while the firs
 
 PARTED = "Another process of this training has ended, so all end: run the same line with --resume ({})."
 SPOKEN = "spoken"  # counts the processes that wanted to say why they end
+LETTING_GO = 1.0  # seconds
 SHORT = datetime.timedelta(seconds=5)  # for torchrun's answer to that
 
 together = False  # whether the processes of torchrun have one work in common
@@ -59,8 +61,8 @@ def join(device: str) -> None:
 def leave() -> None:
     """The end of what `join` began, when all has gone well."""
     if count() > 1:
-        # gloo's threads let go of the last sum meanwhile: torch 2.6 can wait for ever for one that has not
-        wait_for_all()
+        # gloo's threads need Python's lock to let go of the last sums, and torch 2.6 would hold it and wait for them
+        time.sleep(LETTING_GO)
         dist.destroy_process_group()
 
 
