@@ -46,15 +46,22 @@ def class_weights(pixels: Tensor) -> Tensor:
     return (weights * pixels.sum() / total).float()
 
 
-def segmentation_loss(outputs: Outputs, targets: Sequence[Target], weights: Tensor | None = None) -> Tensor:
+def segmentation_loss(
+    outputs: Outputs, targets: Sequence[Target], weights: Tensor | None = None, left_out: Tensor | None = None
+) -> Tensor:
     """Cross-entropy, class-weighted, plus Lovász-softmax of (B, 21, h, w) logits with masks (H, W); 255 left out.
 
     The logits are enlarged to half of each side of the input, and compared with every second pixel of the masks: all
     pixels would cost a quarter of the training time.
+
+    left_out: (21,) bool, classes that no mask of the set shows. Softmax is over the other classes alone: else every
+    pixel would teach that these classes occur nowhere, and a class without an exemplar would be lost.
     """
     compared = [target["mask"][::2, ::2] for target in targets]
     masks = torch.stack(compared).long()  # (B, H / 2, W / 2)
     logits = resize(outputs.segmentation, masks.shape[-2:])  # (B, 21, H / 2, W / 2)
+    if left_out is not None:
+        logits = logits.masked_fill(left_out[:, None, None], float("-inf"))
     valid = masks != IGNORE
     labels = masks[valid]  # (N,)
 
@@ -73,7 +80,7 @@ def lovasz_softmax(logits: Tensor, labels: Tensor) -> Tensor:
     """
     probabilities = logits.softmax(dim=1)
     present = torch.unique(labels).tolist()
-    total = logits.sum() * 0  # so that a batch without pixels has a gradient too
+    total = probabilities.sum() * 0  # so that a batch without pixels has a gradient too
     for class_index in present:
         is_class = (labels == class_index).float()
         total = total + lovasz_extension(is_class, probabilities[:, class_index])

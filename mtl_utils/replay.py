@@ -191,11 +191,14 @@ def class_members(dataset: MiniSet, order: list[int]) -> dict[int, list[int]]:
 
 
 def class_balanced(rankings: dict[int, list[int]], count: int) -> list[int]:
-    """`count` indices of a set: again and again, the next image of the class that is chosen least so far.
+    """`count` indices of a set: again and again, an image of the class that is chosen least so far.
 
-    rankings: the images of each class, the first ones first. Classes without an image left are passed over.
+    Of its images it is the one that shows the most classes that are chosen equally seldom: ten images can so show more
+    than ten classes. rankings: the images of each class; of equals the first is taken. Classes without an image left
+    are passed over.
     """
     left = {class_index: list(ranking) for class_index, ranking in rankings.items()}
+    shown = classes_by_image(rankings)
     times_chosen = dict.fromkeys(sorted(rankings), 0)  # sorted: of equally rare classes the first is taken
     chosen: list[int] = []
     while len(chosen) < count:
@@ -203,13 +206,26 @@ def class_balanced(rankings: dict[int, list[int]], count: int) -> list[int]:
         if not available:
             break  # the set has fewer images
         rarest = min(available, key=times_chosen.__getitem__)
-        pick = left[rarest][0]
+        # a class that is now no rarer than this one would be next: one image may serve both
+        wanted = {class_index for class_index in available if times_chosen[class_index] == times_chosen[rarest]}
+        covered = [len(shown[image] & wanted) for image in left[rarest]]
+        # the first of equals: the images of a class come in random order, or the most typical one first
+        pick = left[rarest][covered.index(max(covered))]
         chosen.append(pick)
-        for class_index, ranking in left.items():
-            if pick in ranking:  # of an image with several classes all count
-                ranking.remove(pick)
-                times_chosen[class_index] += 1
+        # of an image with several classes all count
+        for class_index in shown[pick]:
+            left[class_index].remove(pick)
+            times_chosen[class_index] += 1
     return chosen
+
+
+def classes_by_image(rankings: dict[int, list[int]]) -> dict[int, set[int]]:
+    """The classes of each image, from the images of each class."""
+    shown: dict[int, set[int]] = {}
+    for class_index, images in rankings.items():
+        for image in images:
+            shown.setdefault(image, set()).add(class_index)
+    return shown
 
 
 def image_classes(task: Task, target: Target) -> set[int]:

@@ -501,13 +501,20 @@ def ema_update(decay: float, average: Tensor, new: Tensor, count: Tensor | int) 
 
 
 def make_losses(dataset: MiniSet, buffer: ReplayBuffer, device: str) -> dict[Task, TaskLoss]:
-    """The loss of each task; segmentation's class weights come from the masks at hand, new or stored."""
+    """The loss of each task; segmentation's class weights come from the masks at hand, new or stored.
+
+    Where masks are replayed, classes that no stored mask shows are left out of its softmax: a cross-entropy over the
+    classes that occur, as L. Caccia et al., "New Insights on Reducing Abrupt Representation Change in Online Continual
+    Learning", ICLR 2022, use it for the images of a batch.
+    """
     if dataset.task == "seg":
-        masks = (target["mask"] for target in dataset.targets())
+        pixels = pixel_counts(target["mask"] for target in dataset.targets())  # (21,)
+        left_out = None
     else:
-        masks = (target["mask"] for _, target in buffer.samples.get("seg", []))
-    pixels = pixel_counts(masks)  # (21,)
-    weighted_loss = partial(segmentation_loss, weights=class_weights(pixels).to(device))
+        pixels = pixel_counts(target["mask"] for _, target in buffer.samples.get("seg", []))
+        left_out = (pixels == 0).to(device)  # (21,)
+    weights = class_weights(pixels).to(device)
+    weighted_loss = partial(segmentation_loss, weights=weights, left_out=left_out)
     return {"seg": weighted_loss, "det": detection_loss, "cls": classification_loss}
 
 

@@ -133,9 +133,25 @@ def test_a_single_pixel_of_a_common_class_counts_like_any_other():
         assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_batch_that_is_all_border_gives_zero_and_a_finite_gradient():
+def test_left_out_classes_are_as_if_they_did_not_exist():
+    """The last nine of 21 classes are left out: the loss of the first twelve alone, and no gradient for the others."""
+    logits = torch.randn(2, 21, 5, 4, requires_grad=True)
+    masks, left_out = torch.randint(0, 12, (2, 5, 4)), torch.arange(21) >= 12
+    targets = as_targets(masks)
+    loss = segmentation_loss(outputs(segmentation=logits), targets, left_out=left_out)
+    alone = segmentation_loss(outputs(segmentation=logits[:, :12]), targets)
+    assert loss.item() == pytest.approx(alone.item(), rel=1e-6)
+    loss.backward()
+    assert not logits.grad[:, 12:].any() and logits.grad[:, :12].all()
+    of_all_classes = segmentation_loss(outputs(segmentation=logits), targets)
+    assert loss < of_all_classes, "a softmax over more classes leaves each of them less"
+
+
+@pytest.mark.parametrize("left_out", [None, torch.arange(21) > 3])
+def test_a_batch_that_is_all_border_gives_zero_and_a_finite_gradient(left_out):
     logits = torch.randn(1, 21, 4, 4, requires_grad=True)
-    loss = segmentation_loss(outputs(segmentation=logits), as_targets(torch.full((1, 4, 4), IGNORE)), torch.rand(21))
+    border = as_targets(torch.full((1, 4, 4), IGNORE))
+    loss = segmentation_loss(outputs(segmentation=logits), border, torch.rand(21), left_out)
     loss.backward()
     assert loss.item() == 0
     assert logits.grad.abs().max() == 0

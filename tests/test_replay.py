@@ -12,6 +12,7 @@ from mtl_utils.files import UserError
 from mtl_utils.model import UnifiedModel
 from mtl_utils.replay import (
     ReplayBuffer,
+    class_balanced,
     collect_head_features,
     herding,
     pack,
@@ -124,6 +125,20 @@ def test_detection_images_are_balanced_by_what_they_show():
     dataset = ListSet("det", [(photo(8, 8), target) for target in targets])
     chosen = select_exemplars("balanced", dataset, 9, seeded_generator())
     assert count_classes(dataset, chosen) == {0: 3, 2: 3}, "and three images without objects"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_few_images_show_as_many_classes_as_they_can(seed):
+    dataset = seg_set([{1}, {2}, {3}, {4}] * 5 + [{1, 2}, {3, 4}])
+    chosen = select_exemplars("balanced", dataset, 2, seeded_generator(seed))
+    assert sorted(chosen) == [20, 21], "the two images that show all four classes"
+
+
+def test_of_images_with_equally_many_wanted_classes_the_first_in_rank_is_chosen():
+    rankings = {1: [7, 5, 9], 2: [9, 4], 3: [5]}
+    assert class_balanced(rankings, 1) == [5], "5 shows 1 and 3, as 9 shows 1 and 2, and comes first; 7 shows one class"
+    # 2 is chosen least now: 9 shows 1 as well, but that is chosen already, so 9 and 4 cover one wanted class each
+    assert class_balanced(rankings, 2) == [5, 9]
 
 
 # ---------------------------------------------------------------- sampling

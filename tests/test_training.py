@@ -19,7 +19,7 @@ from mtl_utils.replay import ReplayBuffer
 from mtl_utils.run import Run, build, load_model, read_metrics
 from mtl_utils.settings import MAX_REPLAY_PER_TASK, Settings
 from mtl_utils.stages import run_stage
-from mtl_utils.tasks import TASKS, Task
+from mtl_utils.tasks import IGNORE, TASKS, Task
 from mtl_utils.training import EpochRecord, Remedy
 
 CLASS_SKIP = "class_skip.weight"  # 0 until classification is learned
@@ -494,6 +494,18 @@ def test_replayed_masks_have_the_class_weights_of_the_stored_ones(straight):
         pixels[values.long()] += counts
     assert torch.equal(weights, class_weights(pixels[:21]))
     assert len(weights.unique()) > 1
+
+
+def test_replay_teaches_nothing_about_classes_that_no_stored_mask_shows(straight):
+    """In a stage of segmentation itself all classes are learned, those that never occur too: they occur nowhere."""
+    buffer = ReplayBuffer(1)
+    buffer.store(straight.data("seg", "train"), torch.Generator().manual_seed(0))
+    ((_, target),) = buffer.samples["seg"]
+    shown = set(target["mask"].unique().tolist()) - {IGNORE}
+    replayed = training.make_losses(straight.data("det", "train"), buffer, "cpu")["seg"].keywords["left_out"]
+    assert set((~replayed).nonzero().flatten().tolist()) == shown and len(shown) < 21
+    learned = training.make_losses(straight.data("seg", "train"), buffer, "cpu")["seg"].keywords["left_out"]
+    assert learned is None
 
 
 def test_replay_weight_multiplies_an_earlier_tasks_loss_once(straight):
