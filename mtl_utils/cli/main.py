@@ -210,7 +210,10 @@ def add_study(commands: Commands) -> None:
     """The command study."""
     text = "the runs behind the evidence: baselines, remedies, buffer sizes, seeds"
     parser = commands.add_parser("study", help=text, parents=[recipe_options()])
-    parser.add_argument("--what", choices=STUDIES, required=True, help="which runs; memory: buffer sizes")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--what", choices=STUDIES, help="which runs; memory: buffer sizes")
+    check = "make no run: compute all stored results and tables again, and compare"
+    what.add_argument("--check", action="store_true", help=check)
     seeds = "one run of each kind for every seed (default: 0 1 2 for seeds, else 0)"
     parser.add_argument("--seeds", type=seed_number, nargs="+", help=seeds)
     shard = "this job's share of the runs, such as 2/8 for the second of eight jobs (see examples/study.slurm)"

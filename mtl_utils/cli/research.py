@@ -15,7 +15,15 @@ SEVERAL_SEEDS = [0, 1, 2]  # of the study that asks how much the seed decides
 
 
 def study_command(options: argparse.Namespace) -> None:
-    """Run what is missing of a study; results on photographs belong to the repository, others beside their runs."""
+    """Run what is missing of a study; results on photographs belong to the repository, others beside their runs.
+
+    With --check nothing is run: the stored results and the tables made from them are computed again.
+    """
+    if options.check:
+        from mtl_utils.publish.recheck import recheck
+
+        print(recheck())
+        return
     from mtl_utils.experiments import runner
     from mtl_utils.experiments.plans import CROSS_VALIDATION
     from mtl_utils.experiments.results import fold_folder, read_results

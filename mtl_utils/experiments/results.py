@@ -167,6 +167,11 @@ def read_result(path: Path) -> RunSummary:
         raise UserError(f"{path} cannot be read ({error!r}): {remedy}.") from error
 
 
+def outcomes_path(path: Path) -> Path:
+    """Where the predictions for each image lie, by stage and task, of the run whose summary lies at `path`."""
+    return path.parent / "images" / path.name
+
+
 # ---- which runs there are
 
 

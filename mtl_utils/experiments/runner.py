@@ -9,13 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from mtl_utils import checkpoint, environment, files, processes
 from mtl_utils.evaluation import predict_sets
-from mtl_utils.experiments.bootstrap import STORED_SCALE, bootstrap_metric
+from mtl_utils.experiments.bootstrap import bootstrap_metric, stored_draws
+from mtl_utils.experiments.outcomes import Outcomes, collect_outcomes
 from mtl_utils.experiments.plans import REPLAY, STUDIES, Plan
-from mtl_utils.experiments.results import RunSummary, ValCurve, read_result
+from mtl_utils.experiments.results import RunSummary, ValCurve, outcomes_path, read_result
 from mtl_utils.files import UserError
 from mtl_utils.model import place_model
 from mtl_utils.prepare.root import Root
@@ -173,8 +172,7 @@ def run_plan(plan: Plan, base: Run, results: Path) -> None:
     stages = settings.tasks[-1:] if settings.joint else settings.tasks
     for task in stages:
         run_stage(run, task)
-    summary = make_summary(plan, run)
-    files.write_json(result_path(results, plan, base.settings.seed), summary.as_dict(), indent=None)
+    write_result(plan, run, result_path(results, plan, base.settings.seed))
     for path in run.folder.glob("*.state.pt"):
         if path != base.path("seg", ".state.pt"):
             path.unlink()
@@ -202,12 +200,29 @@ def planned_settings(plan: Plan, base: Run) -> Settings:
     return replace(settings, epochs=epochs)
 
 
-def make_summary(plan: Plan, run: Run) -> RunSummary:
-    """The summary of a finished run: metrics after every stage, minutes, and the final metrics on the resamples."""
+def write_result(plan: Plan, run: Run, path: Path) -> None:
+    """Write the summary of a finished run, and beside it what the model predicted for each image."""
+    outcomes: dict[Task, dict[Task, Outcomes]] = {}
+    last = list(finished_stages(run))[-1]
+    # the default's stage 1 is segmentation alone, a baseline
+    for stage in ("seg", last) if plan == REPLAY else (last,):
+        outcomes[stage] = stage_outcomes(run, stage)
+    files.write_json(outcomes_path(path), outcomes, indent=None)
+    # last, since a run counts as done when its summary is there
+    files.write_json(path, make_summary(plan, run, outcomes).as_dict(), indent=None)
+
+
+def make_summary(plan: Plan, run: Run, outcomes: dict[Task, dict[Task, Outcomes]]) -> RunSummary:
+    """The summary of a finished run: metrics after every stage, minutes, and metrics on the resamples.
+
+    outcomes: by stage and task, of the stages whose metrics are resampled.
+    """
     stages = finished_stages(run)
     first = next(iter(stages.values()))
     last = list(stages)[-1]
-    resampled = {last, "seg"} if plan == REPLAY else {last}  # the default's stage 1 is segmentation alone, a baseline
+    draws: dict[Task, dict[Task, list[int]]] = {}
+    for stage, of_tasks in outcomes.items():
+        draws[stage] = {task: draws_of(run, task, of_task) for task, of_task in of_tasks.items()}
     return RunSummary(
         name=plan.name,
         overrides=plan.overrides,
@@ -221,7 +236,7 @@ def make_summary(plan: Plan, run: Run) -> RunSummary:
         before={task: result.value for task, result in first.before.items()},
         metrics={stage: result.metrics for stage, result in stages.items()},
         val_curve={stage: val_curve(result) for stage, result in stages.items()},
-        bootstrap_draws={stage: bootstrap_stage(run, stage) for stage in stages if stage in resampled},
+        bootstrap_draws=draws,
     )
 
 
@@ -240,14 +255,19 @@ def val_curve(result: StageResult) -> ValCurve:
     return [(record.epoch, record.val) for record in result.history if record.val is not None]
 
 
-def bootstrap_stage(run: Run, stage: Task) -> dict[Task, list[int]]:
-    """The metrics of a stage's model on every resample of val images, in units of 1 / STORED_SCALE."""
+def stage_outcomes(run: Run, stage: Task) -> dict[Task, Outcomes]:
+    """What a stage's model predicted for each val image, by task."""
     model = run.model(stage)
     learned = [*run.settings.earlier(stage), stage]
     datasets = [run.data(task, "val") for task in learned]
     predictions = predict_sets(model, datasets, run.settings.eval_size)
-    stored = {}
+    outcomes = {}
     for dataset in datasets:
-        values = bootstrap_metric(dataset, predictions[dataset.task])
-        stored[dataset.task] = np.rint(values * STORED_SCALE).astype(int).tolist()
-    return stored
+        outcomes[dataset.task] = collect_outcomes(dataset, predictions[dataset.task])
+    return outcomes
+
+
+def draws_of(run: Run, task: Task, outcomes: Outcomes) -> list[int]:
+    """A task's metric on every resample of val images, as it is stored."""
+    images = len(run.data(task, "val"))
+    return stored_draws(bootstrap_metric(task, outcomes, images))

@@ -134,10 +134,18 @@ def remake_readmes() -> None:
     """Make the generated parts of all pages anew, and the figures of the study in which every run was made."""
     if read_results(files.STUDY_RESULTS / STUDIED[-1]):
         draw_study(STUDIED[-1])
-    for name, wording in READMES.items():
-        write_page(name, with_results(read(name), wording))
-    write_page(STUDY_PAGE, with_studies(read(STUDY_PAGE)))
-    write_page(REPORT_PAGE, with_report(read(REPORT_PAGE)))
+    for page in PAGES:
+        write_page(page, remade(page))
+
+
+def remade(page: str) -> str:
+    """The text of one of PAGES with its generated parts made anew."""
+    text = read(page)
+    if page == STUDY_PAGE:
+        return with_studies(text)
+    if page == REPORT_PAGE:
+        return with_report(text)
+    return with_results(text, READMES[page])
 
 
 # ---- pages and their marks

@@ -1,5 +1,7 @@
 """The bootstrap over images: each resample against the metric of a set that holds just these images."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torchvision import tv_tensors
 
 from mtl_utils.evaluation import classification_metrics, detection_metrics, segmentation_metrics
 from mtl_utils.experiments import bootstrap
+from mtl_utils.experiments.outcomes import average_precision, collect_outcomes, metric_of
 
 
 def seg_set(count: int) -> tuple[ListSet, list]:
@@ -16,11 +19,17 @@ def seg_set(count: int) -> tuple[ListSet, list]:
     return ListSet("seg", [(photo(12, 10), {"mask": tv_tensors.Mask(mask)}) for mask in masks]), predictions
 
 
+def resampled(dataset: ListSet, predictions: list, indices: np.ndarray) -> np.ndarray:
+    """The metric on resamples of these indices, from the outcomes of the images."""
+    outcomes = collect_outcomes(dataset, predictions)
+    outcomes = json.loads(json.dumps(outcomes))  # as they are read from a file
+    return metric_of(dataset.task, outcomes, bootstrap.times_chosen(indices))
+
+
 def test_resamples_of_segmentation_are_the_metric_of_their_images():
     dataset, predictions = seg_set(5)
     indices = bootstrap.resample_indices(5, 20)
-    values = bootstrap.bootstrap_segmentation(dataset, predictions, indices)
-    for chosen, value in zip(indices, values, strict=True):
+    for chosen, value in zip(indices, resampled(dataset, predictions, indices), strict=True):
         own = ListSet("seg", [dataset.samples[i] for i in chosen])
         assert value == pytest.approx(segmentation_metrics(own, [predictions[i] for i in chosen]).value)
 
@@ -29,8 +38,7 @@ def test_resamples_of_classification_are_the_metric_of_their_images():
     labels = torch.randint(0, 3, (7,))
     dataset = ListSet("cls", [(photo(8, 8), {"label": label}) for label in labels])
     predictions, indices = list(torch.rand(7, 3)), bootstrap.resample_indices(7, 20)
-    values = bootstrap.bootstrap_classification(dataset, predictions, indices)
-    for chosen, value in zip(indices, values, strict=True):
+    for chosen, value in zip(indices, resampled(dataset, predictions, indices), strict=True):
         own = ListSet("cls", [dataset.samples[i] for i in chosen])
         assert value == pytest.approx(classification_metrics(own, [predictions[i] for i in chosen]).value)
 
@@ -54,17 +62,30 @@ def test_resamples_of_detection_are_the_metric_of_their_images(tmp_path):
     indices = bootstrap.resample_indices(6, 12)
     dataset = det_set(tmp_path / "all", targets)
     dataset.ids.reverse(), dataset.samples.reverse()  # the order of the set is not that of its ids
-    values = bootstrap.bootstrap_detection(dataset, predictions[::-1], indices)
+    values = resampled(dataset, predictions[::-1], indices)
     for n, (chosen, value) in enumerate(zip(indices, values, strict=True)):
         picks = [5 - i for i in chosen]
         own = det_set(tmp_path / str(n), [targets[i] for i in picks])
         assert value == pytest.approx(detection_metrics(own, [predictions[i] for i in picks]).value)
 
 
+def test_average_precision_by_hand():
+    """Two objects; a hit, a miss, a hit: precision 1 up to recall .5, then 2 / 3: (51 + 50 * 2 / 3) / 101."""
+    once = np.ones((1, 3))
+    (value,) = average_precision([1, -2, 3], np.array([2.0]), once)
+    assert value == pytest.approx((51 + 50 * 2 / 3) / 101)
+    # the third image's object is in no resample: the hit is the only object
+    (alone,) = average_precision([1, -2, 3], np.array([1.0]), np.array([[1.0, 1.0, 0.0]]))
+    assert alone == pytest.approx(1.0)
+    (never,) = average_precision([1], np.array([2.0]), once)
+    assert never == pytest.approx(51 / 101), "the other object is never found"
+
+
 def test_the_resample_of_every_image_once_is_the_set():
     dataset, predictions = seg_set(4)
-    values = bootstrap.bootstrap_segmentation(dataset, predictions, np.arange(4)[None])
-    assert values[0] == pytest.approx(segmentation_metrics(dataset, predictions).value)
+    outcomes = collect_outcomes(dataset, predictions)
+    value = segmentation_metrics(dataset, predictions).value
+    assert bootstrap.metric_of_set("seg", outcomes, 4) == pytest.approx(value)
 
 
 def test_resamples_are_the_same_for_every_run():
@@ -75,7 +96,8 @@ def test_resamples_are_the_same_for_every_run():
 def test_interval_of_a_proportion_agrees_with_the_textbook():
     """48 hits of 60: .8 with a standard error of sqrt(.8 * .2 / 60) = .0516, so about .70 to .90."""
     dataset = ListSet("cls", [(photo(8, 8), {"label": torch.tensor(int(i < 48))}) for i in range(60)], CLASSES)
-    values = bootstrap.bootstrap_metric(dataset, [torch.tensor([0.0, 1.0, 0.0])] * 60)
+    outcomes = collect_outcomes(dataset, [torch.tensor([0.0, 1.0, 0.0])] * 60)
+    values = bootstrap.bootstrap_metric("cls", outcomes, 60)
     low, high = bootstrap.interval(values)
     assert values.std() == pytest.approx(0.0516, abs=0.004)
     assert (low, high) == (pytest.approx(0.70, abs=0.02), pytest.approx(0.90, abs=0.02))
