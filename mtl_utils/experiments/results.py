@@ -41,6 +41,7 @@ class RunSummary:
     device: str  # "cuda", "mps" or "cpu"
     provenance: dict[str, Any]  # of the last stage
     minutes: dict[Task, float | None]  # of training, by stage
+    stored_bytes: int  # that the last stage needed of the earlier ones (see costs.py)
     before: dict[Task, float]  # the metric of each of the run's tasks before any stage
     metrics: StageMetrics  # after each stage of every task learned by then: value and floor alone
     val_curve: dict[Task, ValCurve]  # by stage
@@ -110,6 +111,7 @@ class RunSummary:
             "source": self.source,
             "device": self.device,
             "minutes": self.minutes,
+            "stored_bytes": self.stored_bytes,
             "before": self.before,
             "metrics": metrics,
             "val_curve": self.val_curve,

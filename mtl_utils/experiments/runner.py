@@ -12,6 +12,7 @@ from typing import NamedTuple
 from mtl_utils import checkpoint, environment, files, processes
 from mtl_utils.evaluation import predict_sets
 from mtl_utils.experiments.bootstrap import bootstrap_metric, stored_draws
+from mtl_utils.experiments.costs import stored_bytes
 from mtl_utils.experiments.outcomes import Outcomes, collect_outcomes
 from mtl_utils.experiments.plans import REPLAY, STUDIES, Plan
 from mtl_utils.experiments.results import RunSummary, ValCurve, outcomes_path, read_result
@@ -233,6 +234,7 @@ def make_summary(plan: Plan, run: Run, outcomes: dict[Task, dict[Task, Outcomes]
         device=run.device,
         provenance=stages[last].provenance,
         minutes={stage: result.minutes for stage, result in stages.items()},
+        stored_bytes=stored_bytes(run, last),
         before={task: result.value for task, result in first.before.items()},
         metrics={stage: result.metrics for stage, result in stages.items()},
         val_curve={stage: val_curve(result) for stage, result in stages.items()},

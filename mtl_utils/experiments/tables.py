@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mtl_utils.evaluation import StageMetrics, TaskMetrics
+from mtl_utils.experiments.costs import images_per_step
 from mtl_utils.experiments.plans import REPLAY
 from mtl_utils.experiments.results import (
     Estimate,
@@ -172,6 +173,8 @@ class SummaryRow:
     average: float  # of the final metrics
     gain: float | None  # mean retention of all tasks, less 1
     forgetting: dict[str, float]  # BWT and forgetting, of runs with all three stages
+    stored: float  # megabytes that the last stage needed of the earlier ones
+    images: int | None  # that a training step of stage 2 computes; None where there is no stage 2
 
     @property
     def seeds(self) -> int:
@@ -194,6 +197,8 @@ def summary_row(results: list[RunSummary], name: str) -> SummaryRow:
         average=float(np.mean([run.matrix[-1].mean() for run in runs])),
         gain=mean_gain(retention),
         forgetting=mean_forgetting(runs),
+        stored=float(np.mean([run.stored_bytes for run in runs])) / 1e6,
+        images=None if runs[0].settings.joint else images_per_step(runs[0].settings),
     )
 
 
@@ -228,6 +233,8 @@ def row_text(row: SummaryRow) -> dict[str, str]:
     text["gain, %"] = MISSING if row.gain is None else f"{100 * row.gain:+.1f}"
     for key, value in row.forgetting.items():
         text[key] = f"{value:+.3f}"
+    text["stored, MB"] = f"{row.stored:.1f}"
+    text["images a step"] = MISSING if row.images is None else str(row.images)
     return text
 
 

@@ -160,6 +160,31 @@ def draw_horizontal_rule(axis: Axes) -> None:
     axis.axhline(1 - TOLERANCE, color="0.3", linewidth=1, linestyle=":")
 
 
+# ---- retention and what it costs
+
+
+def retention_against_bytes(results: list[RunSummary]) -> Figure:
+    """The least that any task keeps in each run, against the megabytes stored for it; a run's name beside its mark.
+
+    Runs that have the more with the fewer bytes lie on the upper left.
+    """
+    figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
+    for name in results_module.run_names(results):
+        runs = results_module.runs_named(results, name)
+        kept = [results_module.mean_retention(results, name, task) for task in TASKS]
+        values = [retention.value for retention in kept if retention is not None]
+        if len(values) < len(TASKS) or runs[0].settings.joint:  # joint training has no earlier stage to store for
+            continue
+        megabytes = float(np.mean([run.stored_bytes for run in runs])) / 1e6
+        axis.plot(megabytes, min(values), "o", color="0.2")
+        axis.annotate(name, (megabytes, min(values)), xytext=(6, -12), textcoords="offset points", fontsize=9)
+    draw_horizontal_rule(axis)
+    axis.set_xscale("symlog", linthresh=0.1)
+    axis.set(xlabel="stored for the last stage, MB", ylabel="least part of a task alone", ylim=(0, 1.2))
+    axis.set_xlim(-0.02, 200)
+    return figure
+
+
 # ---- retention by buffer size
 
 
@@ -248,3 +273,4 @@ def draw_study(profile: str) -> None:
     style.use_style()
     style.save_png(retention_dots(results), folder / "remedies.png")
     style.save_png(buffer_size_curves(results), folder / "buffer_sizes.png")
+    style.save_png(retention_against_bytes(results), folder / "costs.png")

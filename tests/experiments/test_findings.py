@@ -59,7 +59,7 @@ def run(name: str, *after: dict, seed: int = 0) -> RunSummary:
     known = {"name": name, "settings": Settings(seed=seed), "metrics": stage_metrics(list(after))}
     names = ("overrides", "data_fingerprints", "provenance", "minutes", "before", "val_curve", "bootstrap_draws")
     empty = {field: {} for field in names}
-    return RunSummary(initial_weights="nothing", source="by hand", device="cpu", **known, **empty)
+    return RunSummary(initial_weights="nothing", source="by hand", device="cpu", stored_bytes=0, **known, **empty)
 
 
 REPLAY = run("replay", {"seg": 0.5}, {"seg": 0.5, "det": 0.3}, {"seg": 0.48, "det": 0.29, "cls": 0.9})

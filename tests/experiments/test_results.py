@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mtl_utils import files
 from mtl_utils.evaluation import TaskMetrics
 from mtl_utils.experiments import results as results_module
 from mtl_utils.experiments import tables
@@ -14,7 +13,7 @@ from mtl_utils.experiments.results import Estimate, RunSummary
 from mtl_utils.files import UserError
 from mtl_utils.forgetting import five_percent_rule, forgetting_numbers
 from mtl_utils.plots import explorer, studies
-from mtl_utils.publish import readme
+from mtl_utils.publish import readme, recheck
 from mtl_utils.run import RunKey
 from mtl_utils.settings import Settings
 
@@ -35,6 +34,7 @@ def run(name, rows, draws=None, seed=0, changes=None, floor=0.0):
         device="cpu",
         provenance={},
         minutes={},
+        stored_bytes=2_500_000,
         before={"seg": 0.03, "det": 0.0, "cls": 0.12},
         metrics=metrics,
         val_curve={},
@@ -223,7 +223,7 @@ def test_a_baseline_of_0_is_none():
 
 def stored_runs():
     """The committed summaries of both profiles."""
-    return sorted(files.STUDY_RESULTS.rglob("*.json"))
+    return recheck.result_paths()
 
 
 def test_summaries_are_written_as_they_are_read():

@@ -74,6 +74,12 @@ def test_every_run_leaves_a_summary(done):
     }
     assert all(len(values) == 1000 for draws in summary["bootstrap_draws"].values() for values in draws.values())
     assert set(summary["minutes"]) == {"seg", "det", "cls"}
+    assert summary["stored_bytes"] > 0 and result(done, "no-replay")["stored_bytes"] == 0
+    outcomes = json.loads((done / "results" / "images" / "replay_seed0.json").read_text())
+    assert {stage: list(of_tasks) for stage, of_tasks in outcomes.items()} == {
+        "seg": ["seg"],
+        "cls": ["seg", "det", "cls"],
+    }
     assert list(summary["before"]) == ["seg", "det", "cls"]
     assert result(done, "single-det")["before"].keys() == {"det"}
     assert result(done, "joint")["before"] == summary["before"], "the same network to begin with"

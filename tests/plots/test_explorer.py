@@ -191,6 +191,7 @@ def summary(name, **overrides):
         device="cpu",
         provenance={},
         minutes={},
+        stored_bytes=0,
         before={},
         metrics={"cls": metrics},
         val_curve={},
