@@ -85,8 +85,18 @@ def test_tables_show_floor_gain_and_verdict():
     assert stages.loc["trivial floor", "mIoU"] == "0.030" and stages.loc["after stage 1", "Top-1"] == ""
     assert stages.loc["before any stage"].tolist() == ["0.035", "", "0.120"]
     forgetting = tables.forgetting_table(METRICS)
-    assert forgetting.loc["mAP@50", "drop"] == "-0.0200"
+    assert forgetting.loc["mAP@50", "drop"] == "-0.020"
     assert forgetting.loc["mIoU", "drop, % of baseline"] == "+10.0"
+
+
+def test_scores_stand_beside_the_committed_run():
+    table = tables.scores_so_far({"seg": task_metrics("seg", 0.4), "det": task_metrics("det", 0.1)}, "det")
+    committed = json.loads(COMMITTED_METRICS.read_text())
+    theirs = committed["stages"]["det"]["metrics"]
+    *own, column = table.columns
+    assert own == ["value", "floor"] and column == "committed run (full, seed 0)"
+    assert table[column].tolist() == [f"{theirs['seg']['mIoU']:.3f}", f"{theirs['det']['mAP@50']:.3f}"]
+    assert table["value"].tolist() == ["0.400", "0.100"]
 
 
 def test_the_table_judges_against_the_larger_of_single_task_and_own_stage():
@@ -95,8 +105,8 @@ def test_the_table_judges_against_the_larger_of_single_task_and_own_stage():
     assert (seg.baseline, det.baseline, cls.baseline) == (0.4, 0.1, 0.95)
     assert cls.final == 0.9 and not cls.passed
     table = tables.forgetting_table(METRICS, alone)
-    assert table["single-task"].tolist() == ["0.3500", "–", "0.9500"]
-    assert table["own stage"].tolist() == ["0.4000", "0.1000", "0.9000"]
+    assert table["single-task"].tolist() == ["0.350", "–", "0.950"]
+    assert table["own stage"].tolist() == ["0.400", "0.100", "0.900"]
     assert table.loc["Top-1", "within 5 points"] == "✅ PASS"
     assert table.loc["Top-1", "within 5 % of baseline"] == "❌ FAIL"
 

@@ -18,6 +18,7 @@ from mtl_utils.data import Sample
 from mtl_utils.evaluation import EVAL_BATCH, class_iou, confusion_matrix, predict
 from mtl_utils.experiments.benchmark import timed
 from mtl_utils.model import UnifiedModel, split_channels
+from mtl_utils.remedies.build import make_remedies
 from mtl_utils.run import Run
 from mtl_utils.stages import initial_state
 from mtl_utils.tasks import VOC_CLASSES, Task
@@ -38,16 +39,17 @@ FATES = ("right", "another object", "background")  # what becomes of the pixels 
 # ---- the first steps of stage 2
 
 
-def begin_stage(run: Run, task: Task) -> Trainer:
+def begin_stage(run: Run, task: Task, lwf_weight: float = 0.0) -> Trainer:
     """A trainer that starts where the stage of a task does and lasts EPOCHS epochs of small images.
 
-    The stage before has to be finished.
+    lwf_weight: of distillation, the only remedy beside replay. The stage before has to be finished.
     """
     model, buffer = initial_state(run, task)
     epochs = run.settings.epochs | {task: EPOCHS}
     sizes = {name: min(SIZE, side) for name, side in run.settings.train_size.items()}
-    settings = replace(run.settings, epochs=epochs, train_size=sizes)
-    return Trainer(model, run.data(task, "train"), buffer, settings, run.device)
+    settings = replace(run.settings, epochs=epochs, train_size=sizes, lwf_weight=lwf_weight)
+    remedies = make_remedies(settings, model, task, buffer)
+    return Trainer(model, run.data(task, "train"), buffer, settings, run.device, remedies)
 
 
 def take_steps(trainer: Trainer, val: Sequence[Sample], with_replay: bool) -> dict[int, float]:

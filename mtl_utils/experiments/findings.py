@@ -11,6 +11,7 @@ import numpy as np
 
 from mtl_utils.evaluation import TaskMetrics
 from mtl_utils.experiments.breakdown import RECALLS, Breakdown, SizeScores
+from mtl_utils.experiments.outcomes import Outcomes, pixel_matrices
 from mtl_utils.experiments.plans import NO_REPLAY, REPLAY
 from mtl_utils.experiments.results import RunSummary, find_run
 from mtl_utils.experiments.sizes import SizeRow
@@ -22,6 +23,7 @@ CLASS_METRICS: dict[Task, str] = {"seg": "IoU", "det": "AP@50", "cls": "recall"}
 BACKGROUND = VOC_CLASSES[0]
 NAMED = 3  # how many classes or confusions a sentence names
 HALF = 0.5  # a recall
+FOUND_NOWHERE = 0.01  # of a class's pixels that are still right: with fewer the class is lost
 
 
 # ---- one run
@@ -76,6 +78,23 @@ def largest_fall(run: RunSummary, task: Task) -> str:
         return "does not fall in any later stage"
     stage = stage_number(TASKS[own + place + 1])
     return f"falls most in stage {stage}, from {values[place]:.3f} to {values[place + 1]:.3f}"
+
+
+# ---- few stored images
+
+
+def lost_classes(outcomes: Mapping[str, Outcomes]) -> str:
+    """A line a run: which classes of the masks are found nowhere in val. outcomes: of segmentation, by run."""
+    lines = []
+    for name, of_run in outcomes.items():
+        matrix = pixel_matrices(of_run).sum(0)  # (21, 21)
+        true = matrix.sum(1)
+        found = matrix.diagonal() / np.maximum(true, 1)
+        lost = (true > 0) & (found < FOUND_NOWHERE)
+        classes = [VOC_CLASSES[index] for index in np.flatnonzero(lost)]
+        named = f": {', '.join(classes)}" if classes else ""
+        lines.append(f"- `{name}`: {len(classes)} of {np.count_nonzero(true)} classes are lost{named}.")
+    return "\n".join(lines)
 
 
 # ---- class by class

@@ -118,14 +118,19 @@ def metric_of(task: Task, outcomes: Outcomes, counts: np.ndarray) -> np.ndarray:
     return (counts @ hits) / counts.sum(1)
 
 
-def mean_iou(outcomes: Outcomes, counts: np.ndarray) -> np.ndarray:
-    """mIoU (R,): the mean over the classes that occur, in masks or predictions."""
+def pixel_matrices(outcomes: Outcomes) -> np.ndarray:
+    """The confusion matrix of each image's pixels, (images, 21, 21), true class by row."""
     classes = len(VOC_CLASSES)
     matrices = np.zeros((len(outcomes), classes, classes))
     for matrix, pairs in zip(matrices, outcomes, strict=True):
         for true, predicted, pixels in pairs:
             matrix[true, predicted] = pixels
-    sums = np.einsum("ri,itp->rtp", counts, matrices)  # (R, true, predicted)
+    return matrices
+
+
+def mean_iou(outcomes: Outcomes, counts: np.ndarray) -> np.ndarray:
+    """mIoU (R,): the mean over the classes that occur, in masks or predictions."""
+    sums = np.einsum("ri,itp->rtp", counts, pixel_matrices(outcomes))  # (R, true, predicted)
     hits = np.diagonal(sums, axis1=1, axis2=2)  # (R, 21)
     union = sums.sum(1) + sums.sum(2) - hits
     occurs = union > 0

@@ -13,6 +13,7 @@ import numpy as np
 
 from mtl_utils.evaluation import StageMetrics, TaskMetrics
 from mtl_utils.experiments.bootstrap import STORED_SCALE, interval
+from mtl_utils.experiments.outcomes import Outcomes
 from mtl_utils.experiments.plans import BUFFER_ENDS, REPLAY, SINGLE_TASK
 from mtl_utils.files import UserError, read_json
 from mtl_utils.forgetting import Drop, five_percent_rule, r_matrix
@@ -172,6 +173,17 @@ def read_result(path: Path) -> RunSummary:
 def outcomes_path(path: Path) -> Path:
     """Where the predictions for each image lie, by stage and task, of the run whose summary lies at `path`."""
     return path.parent / "images" / path.name
+
+
+def final_outcomes(folder: Path, name: str, seed: int, task: Task) -> Outcomes:
+    """What a run's final model predicted for each val image of a task (see outcomes.py).
+
+    Raises UserError where the run is missing.
+    """
+    stages = read_json(outcomes_path(folder / f"{name}_seed{seed}.json"), "run the study again")
+    last = list(stages)[-1]
+    outcomes: Outcomes = stages[last][task]
+    return outcomes
 
 
 # ---- which runs there are

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from mtl_utils import files
 from mtl_utils.evaluation import StageMetrics, TaskMetrics
 from mtl_utils.experiments.costs import images_per_step
 from mtl_utils.experiments.plans import REPLAY
@@ -22,6 +23,7 @@ from mtl_utils.experiments.results import (
     seed_pairs,
 )
 from mtl_utils.forgetting import Drop, drops, five_percent_rule, floors, forgetting_numbers, r_matrix, verdict_text
+from mtl_utils.run import read_metrics
 from mtl_utils.tasks import METRIC_NAMES, TASKS, Task
 
 MISSING = "–"  # a number that cannot be given
@@ -43,6 +45,18 @@ def stage_table(metrics: StageMetrics, before: dict[Task, TaskMetrics]) -> pd.Da
     return table.loc[["trivial floor", BEFORE, *rows]].map(three_digits)
 
 
+def scores_so_far(metrics: dict[Task, TaskMetrics], stage: Task) -> pd.DataFrame:
+    """The metrics after a stage for display: the value, its floor, and what the committed run reached then."""
+    committed = read_metrics(files.COMMITTED_METRICS)
+    settings = committed.key.settings
+    column = f"committed run ({settings.profile}, seed {settings.seed})"
+    rows = {}
+    for task, result in metrics.items():
+        theirs = committed.stages[stage].metrics[task]
+        rows[result.name] = {"value": result.value, "floor": result.floor, column: theirs.value}
+    return pd.DataFrame(rows).T.map(three_digits)
+
+
 def three_digits(value: float) -> str:
     """A metric as text; nothing for NaN."""
     return "" if np.isnan(value) else f"{value:.3f}"
@@ -59,7 +73,7 @@ def forgetting_table(metrics: StageMetrics, alone: Mapping[Task, float] | None =
     rows = {}
     for own, drop in zip(own_stage, largest_baseline_drops(metrics, known), strict=True):
         single = known.get(own.task)
-        row = {"single-task": MISSING if single is None else f"{single:.4f}", "own stage": f"{own.baseline:.4f}"}
+        row = {"single-task": MISSING if single is None else f"{single:.3f}", "own stage": f"{own.baseline:.3f}"}
         rows[METRIC_NAMES[own.task]] = row | drop_row(drop)
     return pd.DataFrame(rows).T
 
@@ -80,9 +94,9 @@ def drop_row(drop: Drop) -> dict[str, str]:
     """One row of the table."""
     relative = f"{100 * drop.drop / drop.baseline:+.1f}" if drop.baseline else "-"
     return {
-        "baseline": f"{drop.baseline:.4f}",
-        "final": f"{drop.final:.4f}",
-        "drop": f"{drop.drop:+.4f}",
+        "baseline": f"{drop.baseline:.3f}",
+        "final": f"{drop.final:.3f}",
+        "drop": f"{drop.drop:+.3f}",
         "drop, % of baseline": relative,
         "within 5 points": verdict_text(drop.within_points),
         "within 5 % of baseline": verdict_text(drop.within_relative),

@@ -10,21 +10,20 @@ from matplotlib.figure import Figure
 from mtl_utils.experiments.autopsy import FATES
 from mtl_utils.plots.style import SMALLEST_TEXT, TASK_COLOURS
 
-LINES = ("--", "-")  # of the networks, in order
+LINES = ("--", "-", ":")  # of the networks, in order
 FATE_COLOURS = ("#0072B2", "#E69F00", "#BBBBBB")  # one for each of FATES; dark, middle and light in grey
 HEADROOM = 1.1  # height of an axis as a multiple of the curve's
 LEAST_SHARE = 0.05  # that has room for its number
 BAR_COLOURS = ("#555555", "#BBBBBB", "#FFFFFF")  # of the networks, in order
 HATCHES = ("//", "", "..")
 ABOVE = (0.5, 1)  # where a legend stands, in parts of its axes
-THICKNESS = 0.38  # of one of two bars that stand side by side
-THINNER = 0.27  # of one of three
+THICKNESS = 0.27  # of one of three bars that stand side by side
 
 
 def score_curves(curves: Mapping[str, Mapping[int, float]]) -> Figure:
     """mIoU over the steps of stage 2, one line a way of training."""
     figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
-    for (name, scores), line in zip(curves.items(), LINES, strict=True):
+    for (name, scores), line in zip(curves.items(), LINES, strict=False):
         steps = list(scores)
         values = list(scores.values())
         axis.plot(steps, values, line, marker="o", color=TASK_COLOURS["seg"])
@@ -71,15 +70,15 @@ def draw_fate(axis: Axes, names: list[str], left: np.ndarray, shares: np.ndarray
 
 
 def change_bars(changes: Mapping[str, Mapping[str, float]]) -> Figure:
-    """The relative change of the features after each part, two bars a part, one for each of two networks."""
-    figure, axis = plt.subplots(figsize=(6.4, 3), layout="constrained")
+    """The relative change of the features after each part, a bar for each of up to three networks."""
+    figure, axis = plt.subplots(figsize=(7.4, 3), layout="constrained")
     for index, name in enumerate(changes):
         draw_changes(axis, changes[name], name, index)
     parts = list(next(iter(changes.values())))
-    middles = np.arange(len(parts)) + THICKNESS / 2
+    middles = np.arange(len(parts)) + THICKNESS * (len(changes) - 1) / 2
     axis.set_xticks(middles, in_two_lines(parts))
     axis.set_ylabel("relative change")
-    axis.legend(loc="lower center", bbox_to_anchor=ABOVE, ncols=2, frameon=False)
+    axis.legend(loc="lower center", bbox_to_anchor=ABOVE, ncols=len(changes), frameon=False)
     return figure
 
 
@@ -94,6 +93,7 @@ def draw_changes(axis: Axes, of_parts: Mapping[str, float], name: str, index: in
         label=name,
         color=BAR_COLOURS[index],
         hatch=HATCHES[index],
+        edgecolor="black",
     )
     texts = [f"{value:.2f}" for value in values]
     axis.bar_label(bars, texts, fontsize=SMALLEST_TEXT)
@@ -115,11 +115,11 @@ def ladder_bars(ladders: Mapping[str, Mapping[str, float]]) -> Figure:
     """mIoU of each network as it is and after each refit: a group of bars a rung, a bar a network."""
     figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
     for index, (network, scores) in enumerate(ladders.items()):
-        places = np.arange(len(scores)) + index * THINNER
+        places = np.arange(len(scores)) + index * THICKNESS
         bars = axis.bar(
             places,
             list(scores.values()),
-            THINNER,
+            THICKNESS,
             color=BAR_COLOURS[index],
             hatch=HATCHES[index],
             edgecolor="black",
@@ -127,7 +127,7 @@ def ladder_bars(ladders: Mapping[str, Mapping[str, float]]) -> Figure:
         )
         axis.bar_label(bars, fmt="%.2f", fontsize=SMALLEST_TEXT)
     rungs = list(next(iter(ladders.values())))
-    axis.set_xticks(np.arange(len(rungs)) + THINNER, rungs)
+    axis.set_xticks(np.arange(len(rungs)) + THICKNESS, rungs)
     axis.set_ylabel("mIoU of segmentation")
     axis.legend(loc="lower center", bbox_to_anchor=ABOVE, ncols=len(ladders), frameon=False)
     return figure

@@ -8,9 +8,11 @@ import torch
 from helpers import CLASSES, ListSet, det_set, objects, photo
 from torchvision import tv_tensors
 
+from mtl_utils import files
 from mtl_utils.evaluation import classification_metrics, detection_metrics, segmentation_metrics
 from mtl_utils.experiments import bootstrap
-from mtl_utils.experiments.outcomes import average_precision, collect_outcomes, metric_of
+from mtl_utils.experiments.outcomes import average_precision, collect_outcomes, metric_of, pixel_matrices
+from mtl_utils.experiments.results import final_outcomes
 
 
 def seg_set(count: int) -> tuple[ListSet, list]:
@@ -124,18 +126,60 @@ def miou_of(matrices: np.ndarray) -> np.ndarray:
     return np.nanmean(iou, -1)
 
 
-def test_the_interval_of_a_ratio_holds_the_truth_about_as_often_as_it_promises():
-    """Samples of 60 from a population in which two models' mIoU is known; resamples lack rare classes."""
+RARITY = (0.25, 0.22, 0.2, 0.15, 0.1, 0.05, 0.03)  # of seven classes: some are rare
+IMAGES_OF_CLASS = (15, 13, 12, 9, 6, 3, 2)  # of a sample of 60 that shows them all, as val does
+
+
+def coverage(every_class: bool, stratified: bool) -> tuple[float, float]:
+    """How often 95 % intervals of a model's mIoU and of a ratio of two hold the truth, over samples of a population.
+
+    every_class: whether the sample is chosen to show every class. stratified: whether a resample has as many images of
+    each class as the sample.
+    """
     rng = np.random.default_rng(0)
-    names = 1 + rng.choice(7, 400, p=[0.25, 0.22, 0.2, 0.15, 0.1, 0.05, 0.03])  # some classes are rare
+    names = 1 + rng.choice(7, 2000, p=RARITY)
     one, other = population_of_masks(rng, names, 0.75), population_of_masks(rng, names, 0.6)
-    true_ratio = miou_of(other.sum(0)) / miou_of(one.sum(0))
-    held = 0
-    for _ in range(200):
-        chosen = rng.integers(0, 400, 60)
-        counts = rng.multinomial(60, np.full(60, 1 / 60), 300).astype(float)  # how often each image is in a resample
+    truth = miou_of(one.sum(0))
+    true_ratio = miou_of(other.sum(0)) / truth
+    held = held_ratio = 0
+    for _ in range(SAMPLES):
+        chosen = rng.integers(0, 2000, 60)
+        if every_class:
+            of_class = [np.flatnonzero(names == c + 1) for c in range(7)]
+            chosen = np.concatenate([rng.choice(of_class[c], IMAGES_OF_CLASS[c]) for c in range(7)])
+        strata = [np.flatnonzero(names[chosen] == c) for c in range(1, 8)] if stratified else [np.arange(60)]
+        counts = np.zeros((300, 60))  # how often each image is in a resample
+        for stratum in strata:
+            if len(stratum):
+                even = np.full(len(stratum), 1 / len(stratum))
+                counts[:, stratum] = rng.multinomial(len(stratum), even, 300)
         first = miou_of((counts @ one[chosen].reshape(60, 64)).reshape(-1, 8, 8))
         second = miou_of((counts @ other[chosen].reshape(60, 64)).reshape(-1, 8, 8))
+        low, high = bootstrap.interval(first)
+        held += low <= truth <= high
         low, high = bootstrap.interval(second / first)
-        held += low <= true_ratio <= high
-    assert held >= 0.88 * 200
+        held_ratio += low <= true_ratio <= high
+    return held / SAMPLES, held_ratio / SAMPLES
+
+
+SAMPLES = 300
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_promise():
+    """Of a ratio always; of mIoU itself where the sample shows every class. Stratified resamples would be too even."""
+    of_miou, of_ratio = coverage(every_class=True, stratified=False)
+    assert 0.92 <= of_miou <= 0.98 and 0.91 <= of_ratio <= 0.98
+    _, stratified = coverage(every_class=True, stratified=True)
+    assert stratified < of_ratio
+
+
+def test_without_rare_classes_the_interval_of_a_ratio_holds_and_that_of_miou_does_not():
+    of_miou, of_ratio = coverage(every_class=False, stratified=False)
+    assert of_ratio >= 0.91 and of_miou < 0.85
+    _, stratified = coverage(every_class=False, stratified=True)
+    assert stratified < of_ratio
+
+
+def test_the_val_masks_of_the_published_runs_show_every_class():
+    outcomes = final_outcomes(files.STUDY_RESULTS / "full", "replay", 0, "seg")
+    assert (pixel_matrices(outcomes).sum((0, 2)) > 0).all()

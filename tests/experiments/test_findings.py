@@ -81,6 +81,17 @@ def test_a_run_that_is_missing_is_named():
         findings.cost_without_replay([REPLAY, run("no-replay", {"seg": 0.5}, seed=1)])
 
 
+# ---- few stored images
+
+
+def test_classes_that_are_found_nowhere_are_named():
+    """Cat (8) is right in one of 100 pixels, dog (12) in none; background is right."""
+    one = [[0, 0, 500], [8, 0, 99], [8, 8, 1]]
+    other = [[0, 0, 500], [12, 8, 40]]
+    lines = findings.lost_classes({"few": [one, other], "all": [[[0, 0, 9], [8, 8, 3]]]}).splitlines()
+    assert lines == ["- `few`: 1 of 3 classes are lost: dog.", "- `all`: 0 of 2 classes are lost."]
+
+
 # ---- class by class
 
 
