@@ -26,12 +26,11 @@ def score_curves(curves: Mapping[str, Mapping[int, float]]) -> Figure:
     for (name, scores), line in zip(curves.items(), LINES, strict=False):
         steps = list(scores)
         values = list(scores.values())
-        axis.plot(steps, values, line, marker="o", color=TASK_COLOURS["seg"])
-        end = (steps[-1], values[-1])
-        axis.annotate(name, end, xytext=(6, 0), textcoords="offset points", va="center")
+        axis.plot(steps, values, line, marker="o", color=TASK_COLOURS["seg"], label=name)
     axis.set_xlabel("steps of training on detection")
     axis.set_ylabel("mIoU of segmentation")
     axis.set_ylim(0, HEADROOM * axis.get_ylim()[1])
+    axis.legend(loc="lower left", frameon=False)
     return figure
 
 
@@ -71,7 +70,7 @@ def draw_fate(axis: Axes, names: list[str], left: np.ndarray, shares: np.ndarray
 
 def change_bars(changes: Mapping[str, Mapping[str, float]]) -> Figure:
     """The relative change of the features after each part, a bar for each of up to three networks."""
-    figure, axis = plt.subplots(figsize=(7.4, 3), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9, 3), layout="constrained")
     for index, name in enumerate(changes):
         draw_changes(axis, changes[name], name, index)
     parts = list(next(iter(changes.values())))
