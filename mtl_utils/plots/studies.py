@@ -169,20 +169,32 @@ def retention_against_bytes(results: list[RunSummary]) -> Figure:
     Runs that have the more with the fewer bytes lie on the upper left.
     """
     figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
-    for name in results_module.run_names(results):
-        runs = results_module.runs_named(results, name)
-        kept = [results_module.mean_retention(results, name, task) for task in TASKS]
-        values = [retention.value for retention in kept if retention is not None]
-        if len(values) < len(TASKS) or runs[0].settings.joint:  # joint training has no earlier stage to store for
-            continue
-        megabytes = float(np.mean([run.stored_bytes for run in runs])) / 1e6
-        axis.plot(megabytes, min(values), "o", color="0.2")
-        axis.annotate(name, (megabytes, min(values)), xytext=(6, -12), textcoords="offset points", fontsize=9)
+    for number, (name, point) in enumerate(costs_and_retention(results).items()):
+        axis.plot(*point, "o", color="0.2")
+        below_or_above = (6, -12) if number % 2 else (6, 6)  # in turns, since neighbours may lie close together
+        axis.annotate(name, point, xytext=below_or_above, textcoords="offset points", fontsize=style.SMALLEST_TEXT)
     draw_horizontal_rule(axis)
     axis.set_xscale("symlog", linthresh=0.1)
     axis.set(xlabel="stored for the last stage, MB", ylabel="least part of a task alone", ylim=(0, 1.2))
     axis.set_xlim(-0.02, 200)
     return figure
+
+
+def costs_and_retention(results: list[RunSummary]) -> dict[str, tuple[float, float]]:
+    """Megabytes stored and the least part of a task alone, by run, the smallest cost first.
+
+    Without joint training, which has no earlier stage to store for, and without runs that lack a baseline.
+    """
+    points = {}
+    for name in results_module.run_names(results):
+        runs = results_module.runs_named(results, name)
+        kept = [results_module.mean_retention(results, name, task) for task in TASKS]
+        values = [retention.value for retention in kept if retention is not None]
+        if len(values) < len(TASKS) or runs[0].settings.joint:
+            continue
+        megabytes = float(np.mean([run.stored_bytes for run in runs])) / 1e6
+        points[name] = (megabytes, min(values))
+    return dict(sorted(points.items(), key=lambda item: item[1]))
 
 
 # ---- retention by buffer size

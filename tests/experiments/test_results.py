@@ -134,6 +134,16 @@ def test_the_final_metric_of_every_seed_has_its_own_interval():
     assert list(scores) == [0, 1] and numbers(scores[1]) == (0.2, 0.105, 0.295), "2.5 % from either end"
 
 
+def test_cost_and_the_least_that_is_kept_by_run():
+    """Detection keeps least: .19 of .25. Joint training and a run without baselines are left out."""
+    joint = run("joint", {"cls": AFTER["cls"]}, changes={"joint": True})
+    cheap = replace(run("lwf", AFTER), stored_bytes=1_000_000)
+    points = studies.costs_and_retention([*RESULTS, joint, cheap])
+    assert list(points) == ["lwf", "replay"]
+    assert points["lwf"] == (1.0, pytest.approx(0.76)) and points["replay"] == (2.5, pytest.approx(0.76))
+    assert studies.costs_and_retention([REPLAY]) == {}
+
+
 def test_the_table_says_how_many_seeds_have_a_baseline():
     table = tables.evidence_table([*RESULTS, run("replay", AFTER, seed=1)])
     assert table.loc["replay", "seeds"] == "2" and table.loc["replay", "mIoU, % of alone"] == "96.0 [96, 96]"
