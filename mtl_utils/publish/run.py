@@ -77,7 +77,7 @@ def read_all(copies: dict[Path, Path]) -> dict[Path, bytes]:
 def with_outputs(target: Path, executed: Path) -> str:
     """The text of a notebook with the outputs of its executed copy.
 
-    Its text may have been edited since. Raises UserError where its code was.
+    Its text and its tags may have been edited since. Raises UserError where its code was.
     """
     new = nbformat.read(executed, as_version=4)
     notebook = nbformat.read(target, as_version=4)
@@ -88,7 +88,13 @@ def with_outputs(target: Path, executed: Path) -> str:
     for cell, done in zip(ours, theirs, strict=True):
         cell.outputs = done.outputs
         cell.execution_count = done.execution_count
+        # an executed copy may be older than the tags
+        tags = cell.metadata.get("tags", [])
         cell.metadata = done.metadata
+        if tags:
+            cell.metadata["tags"] = tags
+        else:
+            cell.metadata.pop("tags", None)
     notebook.metadata = new.metadata  # the states of widgets
     return nbformat.writes(notebook) + "\n"
 
