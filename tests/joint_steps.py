@@ -47,14 +47,19 @@ def main(root: str, task: str, out: str) -> None:
     if task == "det":
         buffer = after_segmentation(run, model)
     trainer = Trainer(model, run.data(task, "train"), buffer, JOINT, "cpu", make_remedies(JOINT, model, task, buffer))
+    start = {name: value.clone() for name, value in trainer.ema.module.state_dict().items()}
     while len(trainer.history) < STEPS:  # of one step each
         trainer.epoch()
         if processes.is_first():
             torch.rand(3)  # as an evaluation may
     if processes.is_first():
         losses = [record.loss for record in trainer.history]
-        weights = {name: value.double().sum().item() for name, value in trainer.ema.module.state_dict().items()}
-        Path(out).write_text(json.dumps({"losses": losses, "weights": weights}))
+        # sums, and how far the weights have moved: differences are measured by that, since a sum may be near 0
+        weights, moved = {}, {}
+        for name, value in trainer.ema.module.state_dict().items():
+            weights[name] = value.double().sum().item()
+            moved[name] = (value.double() - start[name].double()).abs().sum().item()
+        Path(out).write_text(json.dumps({"losses": losses, "weights": weights, "moved": moved}))
     processes.leave()
 
 
