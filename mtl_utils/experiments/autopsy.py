@@ -133,6 +133,12 @@ def fates(matrix: Tensor) -> dict[str, float]:
     return {name: share.item() for name, share in zip(FATES, shares, strict=True)}
 
 
+def invented(matrix: Tensor) -> float:
+    """The share of background's pixels that are called an object, from a confusion matrix (C, C)."""
+    background = matrix[BACKGROUND].double()  # (C,)
+    return 1 - (background[BACKGROUND] / background.sum()).item()
+
+
 # ---- what has changed
 
 
@@ -208,12 +214,18 @@ def scores_on_the_path(
     before: UnifiedModel, after: UnifiedModel, samples: Sequence[Sample], size: int
 ) -> dict[float, float]:
     """mIoU of the models (1 - a) before + a after, by a from 0 to 1; no BatchNorm may be left in them."""
-    model = copy.deepcopy(before)
-    old, new = before.state_dict(), after.state_dict()
     scores = {}
     for step in range(POINTS):
         share = step / (POINTS - 1)
-        mixed = {name: torch.lerp(value, new[name], share) for name, value in old.items()}
-        model.load_state_dict(mixed)
+        model = model_between(before, after, share)
         scores[share] = mask_score(model, samples, size)
     return scores
+
+
+def model_between(before: UnifiedModel, after: UnifiedModel, share: float) -> UnifiedModel:
+    """The model with the weights (1 - share) before + share after; no BatchNorm may be left in them."""
+    model = copy.deepcopy(before)
+    new = after.state_dict()
+    mixed = {name: torch.lerp(value, new[name], share) for name, value in before.state_dict().items()}
+    model.load_state_dict(mixed)
+    return model

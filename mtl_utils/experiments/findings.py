@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from mtl_utils.evaluation import TaskMetrics
 from mtl_utils.experiments.breakdown import RECALLS, Breakdown, SizeScores
-from mtl_utils.experiments.outcomes import Outcomes, pixel_matrices
 from mtl_utils.experiments.plans import NO_REPLAY, REPLAY
 from mtl_utils.experiments.results import RunSummary, find_run
 from mtl_utils.experiments.sizes import SizeRow
@@ -23,7 +23,8 @@ CLASS_METRICS: dict[Task, str] = {"seg": "IoU", "det": "AP@50", "cls": "recall"}
 BACKGROUND = VOC_CLASSES[0]
 NAMED = 3  # how many classes or confusions a sentence names
 HALF = 0.5  # a recall
-FOUND_NOWHERE = 0.01  # of a class's pixels that are still right: with fewer the class is lost
+KNOWN = 0.1  # an IoU: a class with less has not been learned
+LOST = 0.1  # of a class's IoU: with less of it the class is lost
 
 
 # ---- one run
@@ -83,17 +84,19 @@ def largest_fall(run: RunSummary, task: Task) -> str:
 # ---- few stored images
 
 
-def lost_classes(outcomes: Mapping[str, Outcomes]) -> str:
-    """A line a run: which classes of the masks are found nowhere in val. outcomes: of segmentation, by run."""
+def lost_classes(ious: pd.DataFrame) -> str:
+    """A line a run: the classes that keep less than LOST of their IoU in the first column.
+
+    ious: a row for each class, a column for each run, as tables.class_ious makes them. Classes that the first column
+    hardly knows cannot be lost.
+    """
+    before, *runs = ious.columns
+    known = ious[before] >= KNOWN
     lines = []
-    for name, of_run in outcomes.items():
-        matrix = pixel_matrices(of_run).sum(0)  # (21, 21)
-        true = matrix.sum(1)
-        found = matrix.diagonal() / np.maximum(true, 1)
-        lost = (true > 0) & (found < FOUND_NOWHERE)
-        classes = [VOC_CLASSES[index] for index in np.flatnonzero(lost)]
-        named = f": {', '.join(classes)}" if classes else ""
-        lines.append(f"- `{name}`: {len(classes)} of {np.count_nonzero(true)} classes are lost{named}.")
+    for run in runs:
+        lost = ious.index[known & (ious[run] < LOST * ious[before])]
+        named = f": {', '.join(lost)}" if len(lost) else ""
+        lines.append(f"- `{run}`: {len(lost)} of {known.sum()} classes{named}")
     return "\n".join(lines)
 
 

@@ -175,14 +175,13 @@ def outcomes_path(path: Path) -> Path:
     return path.parent / "images" / path.name
 
 
-def final_outcomes(folder: Path, name: str, seed: int, task: Task) -> Outcomes:
-    """What a run's final model predicted for each val image of a task (see outcomes.py).
+def read_outcomes(folder: Path, name: str, seed: int) -> dict[Task, dict[Task, Outcomes]]:
+    """What a run's models predicted for each val image, by stage and task (see outcomes.py).
 
     Raises UserError where the run is missing.
     """
-    stages = read_json(outcomes_path(folder / f"{name}_seed{seed}.json"), "run the study again")
-    last = list(stages)[-1]
-    outcomes: Outcomes = stages[last][task]
+    path = outcomes_path(folder / f"{name}_seed{seed}.json")
+    outcomes: dict[Task, dict[Task, Outcomes]] = read_json(path, "run the study again")
     return outcomes
 
 

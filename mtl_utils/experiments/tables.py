@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 
 from mtl_utils import files
-from mtl_utils.evaluation import StageMetrics, TaskMetrics
+from mtl_utils.evaluation import StageMetrics, TaskMetrics, class_iou
 from mtl_utils.experiments.costs import images_per_step
+from mtl_utils.experiments.outcomes import Outcomes, pixel_matrices
 from mtl_utils.experiments.plans import REPLAY
 from mtl_utils.experiments.results import (
     Estimate,
@@ -24,7 +26,7 @@ from mtl_utils.experiments.results import (
 )
 from mtl_utils.forgetting import Drop, drops, five_percent_rule, floors, forgetting_numbers, r_matrix, verdict_text
 from mtl_utils.run import read_metrics
-from mtl_utils.tasks import METRIC_NAMES, TASKS, Task
+from mtl_utils.tasks import METRIC_NAMES, TASKS, VOC_CLASSES, Task
 
 MISSING = "–"  # a number that cannot be given
 
@@ -101,6 +103,18 @@ def drop_row(drop: Drop) -> dict[str, str]:
         "within 5 points": verdict_text(drop.within_points),
         "within 5 % of baseline": verdict_text(drop.within_relative),
     }
+
+
+# ---- masks class by class
+
+
+def class_ious(outcomes: Mapping[str, Outcomes]) -> pd.DataFrame:
+    """IoU of each class of the masks by run, NaN where a class occurs nowhere. outcomes: of segmentation, by run."""
+    columns = {}
+    for name, of_run in outcomes.items():
+        matrix = torch.from_numpy(pixel_matrices(of_run).sum(0))  # (21, 21)
+        columns[name] = class_iou(matrix).numpy()
+    return pd.DataFrame(columns, index=list(VOC_CLASSES))
 
 
 # ---- differences between runs

@@ -164,9 +164,9 @@ def draw_horizontal_rule(axis: Axes) -> None:
 
 
 def retention_against_bytes(results: list[RunSummary]) -> Figure:
-    """The least that any task keeps in each run, against the megabytes stored for it; a run's name beside its mark.
+    """The least that any task keeps of its baseline in each run, against the megabytes stored for it.
 
-    Runs that have the more with the fewer bytes lie on the upper left.
+    Runs that keep more with fewer bytes lie on the upper left.
     """
     figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
     for number, (name, point) in enumerate(costs_and_retention(results).items()):
@@ -175,21 +175,21 @@ def retention_against_bytes(results: list[RunSummary]) -> Figure:
         axis.annotate(name, point, xytext=below_or_above, textcoords="offset points", fontsize=style.SMALLEST_TEXT)
     draw_horizontal_rule(axis)
     axis.set_xscale("symlog", linthresh=0.1)
-    axis.set(xlabel="stored for the last stage, MB", ylabel="least part of a task alone", ylim=(0, 1.2))
+    axis.set(xlabel="stored for the last stage, MB", ylabel="least part of a baseline", ylim=(0, 1.2))
     axis.set_xlim(-0.02, 200)
     return figure
 
 
 def costs_and_retention(results: list[RunSummary]) -> dict[str, tuple[float, float]]:
-    """Megabytes stored and the least part of a task alone, by run, the smallest cost first.
+    """Megabytes stored and the least part of a task's larger baseline, by run, the smallest cost first.
 
     Without joint training, which has no earlier stage to store for, and without runs that lack a baseline.
     """
     points = {}
     for name in results_module.run_names(results):
         runs = results_module.runs_named(results, name)
-        kept = [results_module.mean_retention(results, name, task) for task in TASKS]
-        values = [retention.value for retention in kept if retention is not None]
+        drops = [results_module.five_percent_drop(results, name, task) for task in TASKS]
+        values = [drop.final for drop in drops if drop is not None]
         if len(values) < len(TASKS) or runs[0].settings.joint:
             continue
         megabytes = float(np.mean([run.stored_bytes for run in runs])) / 1e6

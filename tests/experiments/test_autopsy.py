@@ -92,6 +92,12 @@ def test_the_path_begins_and_ends_with_the_two_models():
         assert scores[share] == pytest.approx(class_iou(matrix).nanmean().item())
 
 
+def test_background_that_is_called_an_object():
+    matrix = torch.zeros(21, 21, dtype=torch.int64)
+    matrix[0, 0], matrix[0, 5], matrix[0, 7], matrix[3, 0] = 60, 30, 10, 50
+    assert autopsy.invented(matrix) == pytest.approx(0.4), "30 and 10 of 100; a true object does not count"
+
+
 def test_the_replayed_batches_are_there_only_with_replay(monkeypatch):
     seen = []
     trainer = SimpleNamespace(

@@ -12,7 +12,7 @@ from mtl_utils import files
 from mtl_utils.evaluation import classification_metrics, detection_metrics, segmentation_metrics
 from mtl_utils.experiments import bootstrap
 from mtl_utils.experiments.outcomes import average_precision, collect_outcomes, metric_of, pixel_matrices
-from mtl_utils.experiments.results import final_outcomes
+from mtl_utils.experiments.results import read_outcomes
 
 
 def seg_set(count: int) -> tuple[ListSet, list]:
@@ -181,5 +181,5 @@ def test_without_rare_classes_the_interval_of_a_ratio_holds_and_that_of_miou_doe
 
 
 def test_the_val_masks_of_the_published_runs_show_every_class():
-    outcomes = final_outcomes(files.STUDY_RESULTS / "full", "replay", 0, "seg")
+    outcomes = read_outcomes(files.STUDY_RESULTS / "full", "replay", 0)["cls"]["seg"]
     assert (pixel_matrices(outcomes).sum((0, 2)) > 0).all()

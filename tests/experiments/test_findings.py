@@ -5,7 +5,7 @@ import pytest
 from helpers import stage_metrics
 
 from mtl_utils.evaluation import TaskMetrics
-from mtl_utils.experiments import findings
+from mtl_utils.experiments import findings, tables
 from mtl_utils.experiments.breakdown import Breakdown, SizeScores
 from mtl_utils.experiments.results import RunSummary
 from mtl_utils.experiments.sizes import SizeRow
@@ -84,12 +84,15 @@ def test_a_run_that_is_missing_is_named():
 # ---- few stored images
 
 
-def test_classes_that_are_found_nowhere_are_named():
-    """Cat (8) is right in one of 100 pixels, dog (12) in none; background is right."""
-    one = [[0, 0, 500], [8, 0, 99], [8, 8, 1]]
-    other = [[0, 0, 500], [12, 8, 40]]
-    lines = findings.lost_classes({"few": [one, other], "all": [[[0, 0, 9], [8, 8, 3]]]}).splitlines()
-    assert lines == ["- `few`: 1 of 3 classes are lost: dog.", "- `all`: 0 of 2 classes are lost."]
+def test_classes_that_keep_less_than_a_tenth_are_lost():
+    """Cat (8): 40 of 80 pixels, then 4 and none; dog (12) was never learned, so it cannot be lost."""
+    before = [[[0, 0, 500], [8, 8, 40], [8, 0, 40], [12, 0, 40]]]
+    few = [[[0, 0, 500], [8, 8, 4], [8, 0, 76], [12, 0, 40]]]
+    none = [[[0, 0, 500], [8, 0, 80], [12, 12, 40]]]
+    ious = tables.class_ious({"before": before, "few": few, "none": none})
+    assert ious.loc["cat"].tolist() == [0.5, 0.05, 0.0] and ious.loc["dog", "none"] == 1.0
+    assert ious.loc["person"].isna().all()
+    assert findings.lost_classes(ious).splitlines() == ["- `few`: 0 of 2 classes", "- `none`: 1 of 2 classes: cat"]
 
 
 # ---- class by class
