@@ -9,7 +9,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +19,9 @@ from torch import Tensor, nn
 from mtl_utils.data import Sample
 from mtl_utils.evaluation import EVAL_BATCH, class_iou, confusion_matrix, predict
 from mtl_utils.experiments.benchmark import timed
+from mtl_utils.experiments.bootstrap import interval, resample_indices, times_chosen
+from mtl_utils.experiments.outcomes import mean_iou
+from mtl_utils.experiments.results import Estimate
 from mtl_utils.model import UnifiedModel, split_channels
 from mtl_utils.remedies.build import make_remedies
 from mtl_utils.run import Run
@@ -26,7 +31,7 @@ from mtl_utils.training import Trainer
 from mtl_utils.transforms import Batch, to_batch
 
 SIZE = 256  # side of the training images: small, so that all steps take a minute
-EPOCHS = 3  # of the new task's images
+EPOCHS = 2  # of the new task's images
 EVERY = 60  # steps between two evaluations
 IMAGES = 60  # of val, evaluated each time
 TIMED = 5  # steps whose time is taken
@@ -39,22 +44,22 @@ FATES = ("right", "another object", "background")  # what becomes of the pixels 
 # ---- the first steps of stage 2
 
 
-def begin_stage(run: Run, task: Task, lwf_weight: float = 0.0) -> Trainer:
+def begin_stage(run: Run, task: Task, **changes: Any) -> Trainer:
     """A trainer that starts where the stage of a task does and lasts EPOCHS epochs of small images.
 
-    lwf_weight: of distillation, the only remedy beside replay. The stage before has to be finished.
+    changes: of the run's settings, by field. The stage before has to be finished.
     """
     model, buffer = initial_state(run, task)
     epochs = run.settings.epochs | {task: EPOCHS}
     sizes = {name: min(SIZE, side) for name, side in run.settings.train_size.items()}
-    settings = replace(run.settings, epochs=epochs, train_size=sizes, lwf_weight=lwf_weight)
+    settings = replace(run.settings, epochs=epochs, train_size=sizes, **changes)
     remedies = make_remedies(settings, model, task, buffer)
     return Trainer(model, run.data(task, "train"), buffer, settings, run.device, remedies)
 
 
 def take_steps(trainer: Trainer, val: Sequence[Sample], with_replay: bool) -> dict[int, float]:
     """Train detection for EPOCHS epochs; returns the mIoU on masks of val by the number of steps taken."""
-    scores = {0: mean_iou(trainer, val)}
+    scores = {0: score_now(trainer, val)}
     number = 0
     for number, new_batch in enumerate(new_batches(trainer), 1):
         batches = {trainer.task: new_batch}
@@ -62,9 +67,9 @@ def take_steps(trainer: Trainer, val: Sequence[Sample], with_replay: bool) -> di
             batches |= trainer.replay()  # the remedy: in each step a few stored images of the earlier task
         trainer.step(batches)
         if number % EVERY == 0:
-            scores[number] = mean_iou(trainer, val)
+            scores[number] = score_now(trainer, val)
     if number not in scores:
-        scores[number] = mean_iou(trainer, val)
+        scores[number] = score_now(trainer, val)
     return scores
 
 
@@ -74,7 +79,7 @@ def new_batches(trainer: Trainer) -> Iterator[Batch]:
         yield from trainer.loader()
 
 
-def mean_iou(trainer: Trainer, val: Sequence[Sample]) -> float:
+def score_now(trainer: Trainer, val: Sequence[Sample]) -> float:
     """The trained model's mIoU on some masks of val."""
     score = mask_score(trainer.model, val, trainer.settings.eval_size)
     trainer.model.train()
@@ -112,15 +117,37 @@ def add_gradient(trainer: Trainer, task: Task, batch: Batch) -> None:
 
 def count_pixels(model: UnifiedModel, samples: Sequence[Sample], size: int) -> Tensor:
     """The confusion matrix (21, 21) int64 of a model's masks, true class by row; `size`: side of the input."""
-    matrix = torch.zeros(len(VOC_CLASSES), len(VOC_CLASSES), dtype=torch.int64)
+    return pixels_by_image(model, samples, size).sum(0)
+
+
+def pixels_by_image(model: UnifiedModel, samples: Sequence[Sample], size: int) -> Tensor:
+    """The confusion matrices (images, 21, 21) int64 of a model's masks, one an image."""
+    matrices = []
     for start in range(0, len(samples), EVAL_BATCH):
         batch = samples[start : start + EVAL_BATCH]
         images = [image for image, _ in batch]
         predictions = predict(model, images, size)
         for (_, target), prediction in zip(batch, predictions, strict=True):
             true = target["mask"].as_subclass(Tensor)
-            matrix += confusion_matrix(true, prediction.mask, len(VOC_CLASSES))
-    return matrix
+            matrices.append(confusion_matrix(true, prediction.mask, len(VOC_CLASSES)))
+    return torch.stack(matrices)
+
+
+def difference(one: Tensor, other: Tensor) -> Estimate:
+    """How much higher the mIoU of `one` is, with its interval over resamples of the images.
+
+    Matrices (images, 21, 21) of two networks on the same images, as pixels_by_image makes them.
+    """
+    images = len(one)
+    value = miou_difference(one, other, np.ones((1, images)))
+    draws = miou_difference(one, other, times_chosen(resample_indices(images)))
+    low, high = interval(draws)
+    return Estimate(value.item(), low, high)
+
+
+def miou_difference(one: Tensor, other: Tensor, counts: np.ndarray) -> np.ndarray:
+    """The difference (R,) where image i occurs counts[r, i] times."""
+    return mean_iou(one.numpy(), counts) - mean_iou(other.numpy(), counts)
 
 
 def fates(matrix: Tensor) -> dict[str, float]:
@@ -175,6 +202,37 @@ def feature_changes(before: UnifiedModel, after: UnifiedModel, images: Sequence[
         change = (new[part] - features).norm() / features.norm()
         changes[part] = change.item()
     return changes
+
+
+@torch.inference_mode()
+def changes_read(before: UnifiedModel, after: UnifiedModel, images: Sequence[Tensor], size: int) -> dict[str, float]:
+    """How far the last layer's inputs have moved, and how much of that the mask channels of `before` read.
+
+    With inputs h, h' and rows W: |h' - h| / |h|; then |W (h' - h)| / |W h|; then the same with the channels of h' - h
+    in random order, a change as large that has nothing to do with the rows. W is taken less its mean over the classes:
+    softmax does not depend on what all classes have in common.
+    """
+    batch, content = to_batch(images, size)  # (B, 3, size, size) and (B, 4)
+    device = next(before.parameters()).device
+    batch, content = batch.to(device), content.to(device)
+    old = before.eval().head_features(batch, content)  # (B, C, h, w)
+    change = after.eval().head_features(batch, content) - old
+    weight = before.head.last.weight.flatten(1)  # (outputs, C)
+    first = before.head.split[0]  # the masks' channels follow those of detection
+    rows = weight[first : first + len(VOC_CLASSES)]  # (21, C)
+    rows = rows - rows.mean(0)
+    order = torch.randperm(change.shape[1], generator=torch.Generator().manual_seed(0))
+    read = [read_by(rows, inputs) for inputs in (old, change, change[:, order.to(device)])]
+    return {
+        "inputs moved by": (change.norm() / old.norm()).item(),
+        "mask outputs moved by": (read[1].norm() / read[0].norm()).item(),
+        "by a change at random": (read[2].norm() / read[0].norm()).item(),
+    }
+
+
+def read_by(rows: Tensor, inputs: Tensor) -> Tensor:
+    """What rows (K, C) compute from inputs (B, C, h, w): (B, K, h, w)."""
+    return torch.einsum("kc,bchw->bkhw", rows, inputs)
 
 
 def features_by_part(model: UnifiedModel, batch: Tensor, content: Tensor) -> dict[str, Tensor]:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mtl_utils.evaluation import TaskMetrics
+from mtl_utils.evaluation import StageMetrics, TaskMetrics
 from mtl_utils.experiments.breakdown import RECALLS, Breakdown, SizeScores
 from mtl_utils.experiments.plans import NO_REPLAY, REPLAY
-from mtl_utils.experiments.results import RunSummary, find_run
+from mtl_utils.experiments.results import RunSummary, find_run, passes
 from mtl_utils.experiments.sizes import SizeRow
 from mtl_utils.files import UserError
 from mtl_utils.forgetting import Drop
@@ -43,6 +43,39 @@ def what_is_kept(drops: Sequence[Drop]) -> str:
         end = f"{share:.1f} % of its baseline {drop.baseline:.3f}"
         lines.append(f"- **{name}** ends at {drop.final:.3f}, {end}: {verdict} by the 5 % rule.")
     return "\n".join(lines)
+
+
+def largest_class_falls(metrics: StageMetrics) -> str:
+    """A line for each task but the last: the class that falls most from the end of its own stage to the last one."""
+    lines = []
+    for task in TASKS[:-1]:
+        own = metrics[task][task].per_class
+        final = metrics[TASKS[-1]][task].per_class
+        changes = []
+        for name, before in own.items():
+            after = final[name]
+            if before is not None and after is not None:  # val holds the class
+                changes.append((after - before, name))
+        if not changes:
+            continue
+        change, name = min(changes)
+        values = f"from {own[name]:.2f} to {final[name]:.2f}"
+        end = f"*{name}* falls most, {values}" if change < 0 else "no class falls"
+        lines.append(
+            f"- Classes of **{TASK_NAMES[task]}**, {CLASS_METRICS[task]} from its own stage to the last: {end}."
+        )
+    return "\n".join(lines)
+
+
+def seeds_that_pass(results: list[RunSummary]) -> str:
+    """A line: how many runs of the default pass the 5 % rule, each compared with the tasks alone of its own seed."""
+    seeds = sorted(run.seed for run in results if run.name == REPLAY.name)
+    verdicts = []
+    for seed in seeds:
+        of_seed = [run for run in results if run.seed == seed]
+        verdicts.append(passes(of_seed, REPLAY.name))
+    passed = verdicts.count(True)
+    return f"- Of the study's {len(seeds)} seeds of `{REPLAY.name}`, {passed} pass the rule in all three tasks."
 
 
 # ---- with and without replay

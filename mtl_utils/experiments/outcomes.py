@@ -111,7 +111,7 @@ def confidence(detection: tuple[float, int]) -> float:
 def metric_of(task: Task, outcomes: Outcomes, counts: np.ndarray) -> np.ndarray:
     """The task's metric (R,) where image i occurs counts[r, i] times: mIoU, mAP@50 or Top-1."""
     if task == "seg":
-        return mean_iou(outcomes, counts)
+        return mean_iou(pixel_matrices(outcomes), counts)
     if task == "det":
         return mean_average_precision(outcomes, counts)
     hits = np.array([true == predicted for true, predicted in outcomes], dtype=float)  # (images,)
@@ -128,9 +128,9 @@ def pixel_matrices(outcomes: Outcomes) -> np.ndarray:
     return matrices
 
 
-def mean_iou(outcomes: Outcomes, counts: np.ndarray) -> np.ndarray:
-    """mIoU (R,): the mean over the classes that occur, in masks or predictions."""
-    sums = np.einsum("ri,itp->rtp", counts, pixel_matrices(outcomes))  # (R, true, predicted)
+def mean_iou(matrices: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """mIoU (R,), the mean over the classes that occur, in masks or predictions, from images' matrices (I, C, C)."""
+    sums = np.einsum("ri,itp->rtp", counts, matrices)  # (R, true, predicted)
     hits = np.diagonal(sums, axis1=1, axis2=2)  # (R, 21)
     union = sums.sum(1) + sums.sum(2) - hits
     occurs = union > 0

@@ -7,10 +7,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mtl_utils.data import Sample
+from mtl_utils.evaluation import predict
 from mtl_utils.experiments.autopsy import FATES
+from mtl_utils.model import UnifiedModel
+from mtl_utils.plots import pictures
 from mtl_utils.plots.style import SMALLEST_TEXT, TASK_COLOURS
 
-LINES = ("--", "-", ":")  # of the networks, in order
+LINES = ("--", "-", ":", "-.")  # of the networks, in order
 FATE_COLOURS = ("#0072B2", "#E69F00", "#BBBBBB")  # one for each of FATES; dark, middle and light in grey
 HEADROOM = 1.1  # height of an axis as a multiple of the curve's
 LEAST_SHARE = 0.05  # that has room for its number
@@ -31,6 +35,19 @@ def score_curves(curves: Mapping[str, Mapping[int, float]]) -> Figure:
     axis.set_ylabel("mIoU of segmentation")
     axis.set_ylim(0, HEADROOM * axis.get_ylim()[1])
     axis.legend(loc="lower left", frameon=False)
+    return figure
+
+
+def mask_pictures(networks: Mapping[str, UnifiedModel], samples: Sequence[Sample], size: int) -> Figure:
+    """Photographs by row: the true mask, and that of each network; `size`: side of the input."""
+    rows = len(samples)
+    figure, axes = pictures.make_grid(rows, 1 + len(networks), (10, 2.2 * rows))
+    for row, (image, target) in zip(axes, samples, strict=True):
+        pictures.draw_seg(row[0], image, target["mask"])
+        for axis, network in zip(row[1:], networks.values(), strict=True):
+            mask = predict(network, [image], size)[0].mask
+            pictures.draw_seg(axis, image, mask)
+    pictures.label_columns(axes[0], ["truth", *networks])
     return figure
 
 

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Polygon
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mtl_utils.detection import FIRST_CLASS, STRIDE
 from mtl_utils.model import (
@@ -49,6 +50,7 @@ class Layer(NamedTuple):
     shape: Shape  # of its output for one image
     kind: str  # what it consists of, in words
     parameters: int
+    multiply_adds: int  # of its convolutions and matrix products for one image
 
 
 def model_parts(model: UnifiedModel) -> dict[str, nn.Module]:
@@ -74,11 +76,14 @@ def measure(model: UnifiedModel, size: int) -> tuple[list[Layer], Outputs]:
     shapes: dict[str, Shape] = {}
     for name, part in model_parts(copied).items():
         part.register_forward_hook(shape_recorder(shapes, name))
-    with torch.no_grad():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         outputs = copied(torch.zeros(1, 3, size, size))
+    path_of = {part: path for path, part in copied.named_modules()}
     layers = []
-    for name, part in model_parts(model).items():
-        layers.append(Layer(name, shapes[name], describe(part), count_parameters(part)))
+    for name, part in model_parts(copied).items():
+        by_operation = counter.get_flop_counts()[f"{type(copied).__name__}.{path_of[part]}"]
+        multiply_adds = sum(by_operation.values()) // 2  # torch counts a multiplication and an addition as two
+        layers.append(Layer(name, shapes[name], describe(part), count_parameters(part), multiply_adds))
     return layers, outputs
 
 
@@ -128,11 +133,14 @@ def dims(shape: Shape) -> str:
     return " × ".join(str(side) for side in shape)
 
 
-def layer_table(model: UnifiedModel, size: int = 512) -> list[tuple[str, str, str, int]]:
-    """Rows (module, output shape, what it is, parameters) for an image of size x size; the last one is the total."""
+def layer_table(model: UnifiedModel, size: int = 512) -> list[tuple[str, str, str, int, int]]:
+    """Rows (module, output shape, what it is, parameters, multiply-adds) for an image of size x size, and the total."""
     layers, _ = measure(model, size)
-    rows = [(layer.name, dims(layer.shape), layer.kind, layer.parameters) for layer in layers]
-    total = ("Total", "", "trunk of EfficientNet-Lite0", count_parameters(model))
+    rows = []
+    for layer in layers:
+        rows.append((layer.name, dims(layer.shape), layer.kind, layer.parameters, layer.multiply_adds))
+    multiply_adds = sum(layer.multiply_adds for layer in layers)
+    total = ("Total", "", "trunk of EfficientNet-Lite0", count_parameters(model), multiply_adds)
     return [*rows, total]
 
 

@@ -65,6 +65,37 @@ def test_features_change_behind_the_part_that_changed_alone():
     assert changes["head, layer 2"] == pytest.approx(1, abs=1e-4)
 
 
+def test_a_change_counts_as_far_as_the_mask_channels_read_it(monkeypatch):
+    """Only the first channel changes, by three times its value; of the masks, one row reads it and nothing else."""
+    before = folded_model()
+    after = copy.deepcopy(before)
+    old = torch.ones(1, before.head.last.in_channels, 8, 8)
+    new = old.clone()
+    new[:, 0] += 3
+    monkeypatch.setattr(before, "head_features", lambda images, content: old)
+    monkeypatch.setattr(after, "head_features", lambda images, content: new)
+    first = before.head.split[0]
+    with torch.no_grad():
+        before.head.last.weight[first : first + 21] = 1.0  # what all classes have in common counts for nothing
+        before.head.last.weight[first + 1, 0] += 1.0
+    changes = list(autopsy.changes_read(before, after, [photo(64, 64)], 64).values())
+    assert changes == pytest.approx([3 / old.shape[1] ** 0.5, 3, 0], rel=1e-4)
+
+
+def test_the_difference_of_two_networks_is_that_of_their_miou_and_its_interval_that_of_equal_images():
+    """Two classes: IoU of 8/10 and 4/6, then 4/10 and 0/6; all images are alike, so that every resample is, too."""
+    one = torch.zeros(5, 21, 21, dtype=torch.int64)
+    one[:, 0, 0], one[:, 1, 1], one[:, 0, 1], one[:, 1, 0] = 8, 4, 1, 1
+    other = torch.zeros_like(one)
+    other[:, 0, 0], other[:, 0, 1] = 4, 6
+    estimate = autopsy.difference(one, other)
+    expected = (8 / 10 + 4 / 6) / 2 - (4 / 10 + 0 / 6) / 2
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((expected,) * 3)
+    one[0] = other[0]
+    spread = autopsy.difference(one, other)
+    assert spread.low < spread.value < spread.high < expected + 1e-9
+
+
 def test_rows_of_another_model_are_those_of_one_task_alone():
     before = folded_model()
     after = copy.deepcopy(before)
@@ -103,9 +134,9 @@ def test_the_replayed_batches_are_there_only_with_replay(monkeypatch):
     trainer = SimpleNamespace(
         task="det", loader=lambda: iter(range(31)), replay=lambda: {"seg": "old"}, step=seen.append, model=None
     )
-    monkeypatch.setattr(autopsy, "mean_iou", lambda trainer, val: len(seen) / 100)
-    assert autopsy.take_steps(trainer, [], with_replay=False) == {0: 0.0, 60: 0.6, 93: 0.93}
-    assert seen == [{"det": number} for number in range(31)] * 3, "three epochs"
+    monkeypatch.setattr(autopsy, "score_now", lambda trainer, val: len(seen) / 100)
+    assert autopsy.take_steps(trainer, [], with_replay=False) == {0: 0.0, 60: 0.6, 62: 0.62}
+    assert seen == [{"det": number} for number in range(31)] * 2, "two epochs"
     seen.clear()
     autopsy.take_steps(trainer, [], with_replay=True)
     assert seen[0] == {"det": 0, "seg": "old"}
@@ -150,4 +181,14 @@ def test_the_figures_hold_the_numbers():
     assert [bar.get_height() for bar in axis.patches] == [0.0, 0.4, 0.0, 0.1]
     axis = figures.path_curve({0.0: 0.5, 1.0: 0.1}).axes[0]
     assert list(axis.lines[0].get_xdata()) == [0.0, 1.0]
+    plt.close("all")
+
+
+def test_pictures_have_a_row_a_photograph_and_a_column_a_network():
+    network, samples = folded_model(), masks(2)
+    figure = figures.mask_pictures({"before": network, "after": network}, samples, 64)
+    titles = [text.get_text() for text in figure.axes[0].texts + figure.axes[1].texts + figure.axes[2].texts]
+    assert len(figure.axes) == 6 and titles == ["truth", "before", "after"]
+    drawn = [axis.images[-1].get_array() for axis in figure.axes[1:3]]
+    assert (drawn[0] == drawn[1]).all(), "one network twice"
     plt.close("all")

@@ -1,8 +1,10 @@
 """Sentences that notebooks print about results: hand-made cases whose sentences can be written down."""
 
+import dataclasses
+
 import numpy as np
 import pytest
-from helpers import stage_metrics
+from helpers import stage_metrics, task_metrics
 
 from mtl_utils.evaluation import TaskMetrics
 from mtl_utils.experiments import findings, tables
@@ -51,6 +53,17 @@ def test_what_is_kept_is_said_of_the_larger_baseline():
     ]
 
 
+def test_the_class_that_falls_most_is_named():
+    own = {"seg": {"cat": 0.5, "dog": 0.9, "cow": None}, "det": {"bus": 0.2}}
+    last = {"seg": {"cat": 0.1, "dog": 0.7, "cow": 0.3}, "det": {"bus": 0.2}}
+    after_own = {task: metrics(task, values) for task, values in own.items()}
+    after_last = {task: metrics(task, values) for task, values in last.items()}
+    stages = {"seg": after_own, "det": after_own, "cls": after_last}
+    masks, boxes = findings.largest_class_falls(stages).splitlines()
+    assert masks.endswith("IoU from its own stage to the last: *cat* falls most, from 0.50 to 0.10.")
+    assert boxes.endswith("AP@50 from its own stage to the last: no class falls.")
+
+
 # ---- with and without replay
 
 
@@ -79,6 +92,21 @@ def test_the_largest_fall_of_each_task_and_both_ends():
 def test_a_run_that_is_missing_is_named():
     with pytest.raises(UserError, match="no-replay is missing"):
         findings.cost_without_replay([REPLAY, run("no-replay", {"seg": 0.5}, seed=1)])
+
+
+def alone(task: str, value: float, seed: int) -> RunSummary:
+    """The run of a single task."""
+    values = {task: {task: task_metrics(task, value)}}
+    return dataclasses.replace(run(f"single-{task}", seed=seed), metrics=values)
+
+
+def test_each_seed_is_compared_with_the_tasks_alone_of_that_seed():
+    """The sequence ends at .48 of .5, .29 of .3 and .9: seed 1's detection alone is much better than that."""
+    stages = [{"seg": 0.5}, {"seg": 0.5, "det": 0.3}, {"seg": 0.48, "det": 0.29, "cls": 0.9}]
+    runs = []
+    for seed, det in enumerate((0.3, 0.4, 0.3)):
+        runs += [run("replay", *stages, seed=seed), alone("det", det, seed), alone("cls", 0.9, seed)]
+    assert findings.seeds_that_pass(runs) == "- Of the study's 3 seeds of `replay`, 2 pass the rule in all three tasks."
 
 
 # ---- few stored images

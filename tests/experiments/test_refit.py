@@ -30,7 +30,7 @@ def two_classes(model, shift):
         model.head.last.weight.zero_()
         model.head.last.bias.zero_()
         model.head.last.bias[first + 2 : first + 21] = -20  # the other classes never win
-        model.head.last.weight[first, 0], model.head.last.weight[first + 1, 1] = 4, 4
+        model.head.last.weight[first, 0], model.head.last.weight[first + 1, 1] = 0.5, 0.5
         model.head.last.bias[first] = shift
     features = torch.zeros(200, width)
     features[:100, 0] = 1

@@ -314,6 +314,8 @@ def test_the_students_remedy_trains(tiny_root, tmp_path, monkeypatch):
     run = Run(SETTINGS, tmp_path, Root(tiny_root, "--data-root"))
     run_stage(run, "seg")
     table = cure.compare(run, solution())
+    published = cure.our_table().data
+    assert all(name in published for name in [*table.columns, *table.index])
     assert list(table.index) == ["none", "your replay", "your distillation", "both", "the module's replay"]
     assert table["stored images"].tolist() == [0, 4, 0, 4, 4]
     unfinished = solution() | {"draw": lambda *_: None}

@@ -61,7 +61,7 @@ def test_table_adds_up_to_the_model(model):
 def test_the_table_of_what_learns_has_a_number_for_each_part_and_follows_freezing():
     model = UnifiedModel(3, 4)
     everything = learning_table(model)
-    assert [row[:2] for row in everything] == [(name, count) for name, _, _, count in layer_table(model, SIZE)]
+    assert [row[:2] for row in everything] == [(row[0], row[3]) for row in layer_table(model, SIZE)]
     assert all(count == learning for _, count, learning in everything)
     model.backbone.trunk.requires_grad_(False)
     model.backbone.fusion.requires_grad_(False)
@@ -70,6 +70,20 @@ def test_the_table_of_what_learns_has_a_number_for_each_part_and_follows_freezin
     assert frozen == {"Learning to downsample", "Global features", "Deep global features", "Feature fusion"}
     kept = [count for name, count, _ in rows if name not in frozen]
     assert total == ("Total", count_parameters(model), sum(kept))
+
+
+def test_multiply_adds_are_those_of_the_convolutions(model):
+    """By hand: a convolution multiplies each output by its kernel times the channels that it reads."""
+    table = {row[0]: row[4] for row in layer_table(model, SIZE)}
+    cells = (SIZE // 8) ** 2
+    _, second, last = model.head
+    width = second[1][0].out_channels
+    kernel = second[0][0].kernel_size[0]
+    assert table["Head layer 2"] == cells * width * (kernel**2 + width), "depthwise, then 1 x 1"
+    assert table["Head layer 3"] == cells * last.out_channels * last.in_channels
+    skip = model.class_skip
+    assert table["Class skip"] == cells // 16 * skip.out_channels * skip.in_channels
+    assert table["Total"] == sum(count for name, count in table.items() if name != "Total")
 
 
 def test_table_shapes_are_those_of_a_forward(model):
@@ -87,7 +101,7 @@ def test_table_shapes_are_those_of_a_forward(model):
 
 
 def test_table_says_what_a_part_is():
-    table = {name: what for name, _, what, _ in layer_table(UnifiedModel(3, 4), SIZE)}
+    table = {row[0]: row[2] for row in layer_table(UnifiedModel(3, 4), SIZE)}
     assert table["Learning to downsample"] == "conv 3×3, 5 bottlenecks"
     assert table["Deep global features"] == "5 bottlenecks, conv 1×1"
     assert table["Pyramid pooling"] == "pooled to 1, 2, 3, 6 bins a side, conv 1×1"
@@ -112,7 +126,7 @@ def test_architecture_shows_every_count_and_shape(model, size):
     figure = architecture(model, size)
     shown = texts(figure)
     *rows, total = layer_table(model, size)
-    for name, shape, _, count in rows:
+    for name, shape, _, count, _ in rows:
         wanted = {name, shape, f"{count:,} parameters"}
         in_a_block = wanted <= set(shown)
         in_a_line = any(all(word in line for word in wanted) for line in shown)
