@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from mtl_utils.transforms import Batch, to_batch
 
 SIZE = 256  # side of the training images: small, so that all steps take a minute
 EPOCHS = 2  # of the new task's images
-EVERY = 60  # steps between two evaluations
+EVERY = 30  # steps between two evaluations
 IMAGES = 60  # of val, evaluated each time
 TIMED = 5  # steps whose time is taken
 POINTS = 6  # models on the straight path, both ends included
@@ -88,8 +89,12 @@ def score_now(trainer: Trainer, val: Sequence[Sample]) -> float:
 
 def mask_score(model: UnifiedModel, samples: Sequence[Sample], size: int) -> float:
     """The mIoU of a model on some masks; `size`: side of the input."""
-    matrix = count_pixels(model, samples, size)
-    return class_iou(matrix).nanmean().item()
+    return mean_iou_of(pixels_by_image(model, samples, size))
+
+
+def mean_iou_of(matrices: Tensor) -> float:
+    """The mIoU of images' confusion matrices (images, 21, 21)."""
+    return class_iou(matrices.sum(0)).nanmean().item()
 
 
 def seconds_by_task(trainer: Trainer) -> dict[Task, float]:
@@ -115,13 +120,8 @@ def add_gradient(trainer: Trainer, task: Task, batch: Batch) -> None:
 # ---- where the pixels go
 
 
-def count_pixels(model: UnifiedModel, samples: Sequence[Sample], size: int) -> Tensor:
-    """The confusion matrix (21, 21) int64 of a model's masks, true class by row; `size`: side of the input."""
-    return pixels_by_image(model, samples, size).sum(0)
-
-
 def pixels_by_image(model: UnifiedModel, samples: Sequence[Sample], size: int) -> Tensor:
-    """The confusion matrices (images, 21, 21) int64 of a model's masks, one an image."""
+    """Confusion matrices (images, 21, 21) int64 of a model's masks, true class by row; `size`: side of the input."""
     matrices = []
     for start in range(0, len(samples), EVAL_BATCH):
         batch = samples[start : start + EVAL_BATCH]
@@ -230,6 +230,38 @@ def changes_read(before: UnifiedModel, after: UnifiedModel, images: Sequence[Ten
     }
 
 
+def part_swaps(before: UnifiedModel, after: UnifiedModel, samples: Sequence[Sample], size: int) -> pd.DataFrame:
+    """mIoU on some masks where two networks exchange one shared part: a row for each part.
+
+    Columns: the network before with this part of the one after, and the one after with this part of the one before.
+    """
+    rows = {}
+    for part in shared_parts(before):
+        harmed = mask_score(with_part_of(before, after, part), samples, size)
+        mended = mask_score(with_part_of(after, before, part), samples, size)
+        rows[part] = {"before, with this part of after": harmed, "after, with this part of before": mended}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def with_part_of(model: UnifiedModel, other: UnifiedModel, part: str) -> UnifiedModel:
+    """A copy of a model whose shared part of this name is that of another one."""
+    mixed = copy.deepcopy(model)
+    weights = shared_parts(other)[part].state_dict()
+    shared_parts(mixed)[part].load_state_dict(weights)
+    return mixed
+
+
+def shared_parts(model: UnifiedModel) -> dict[str, nn.Module]:
+    """The parts that learn and that all tasks share, but for the last layer."""
+    return {
+        "pooling": model.backbone.pooling,
+        "fusion": model.backbone.fusion,
+        "skip": model.backbone.skip,
+        "head, layer 1": model.head[0],
+        "head, layer 2": model.head[1],
+    }
+
+
 def read_by(rows: Tensor, inputs: Tensor) -> Tensor:
     """What rows (K, C) compute from inputs (B, C, h, w): (B, K, h, w)."""
     return torch.einsum("kc,bchw->bkhw", rows, inputs)
@@ -237,14 +269,7 @@ def read_by(rows: Tensor, inputs: Tensor) -> Tensor:
 
 def features_by_part(model: UnifiedModel, batch: Tensor, content: Tensor) -> dict[str, Tensor]:
     """What each part of the network hands on for a batch (B, 3, H, W), each a tensor (B, C, h, w)."""
-    parts: dict[str, nn.Module] = {
-        "trunk": model.backbone.trunk,
-        "pooling": model.backbone.pooling,
-        "fusion": model.backbone.fusion,
-        "skip": model.backbone.skip,
-        "head, layer 1": model.head[0],
-        "head, layer 2": model.head[1],
-    }
+    parts = {"trunk": model.backbone.trunk} | shared_parts(model)
     found: dict[str, Tensor] = {}
     handles = []
     for name, part in parts.items():

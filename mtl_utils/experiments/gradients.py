@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtl_utils.data import Sample
-from mtl_utils.model import UnifiedModel
+from mtl_utils.experiments.autopsy import shared_parts
 from mtl_utils.tasks import Task
 from mtl_utils.training import Trainer
 from mtl_utils.transforms import Batch, Letterbox, collate, to_device
@@ -18,7 +18,7 @@ from mtl_utils.transforms import Batch, Letterbox, collate, to_device
 PAIRS = 12  # of batches
 SIZE = 192  # side of the images
 PER_BATCH = 4  # images
-AGAINST = ("boxes", "other masks", "shuffled boxes")
+AGAINST = ("detection", "other masks", "detection, shuffled")
 
 
 def cosines(trainer: Trainer) -> dict[str, dict[str, list[float]]]:
@@ -43,17 +43,6 @@ def cosines(trainer: Trainer) -> dict[str, dict[str, list[float]]]:
                 cosine = F.cosine_similarity(gradient, other, dim=0)
                 found[part][name].append(cosine.item())
     return found
-
-
-def shared_parts(model: UnifiedModel) -> dict[str, nn.Module]:
-    """The parts that learn and that all tasks share."""
-    return {
-        "pooling": model.backbone.pooling,
-        "fusion": model.backbone.fusion,
-        "skip": model.backbone.skip,
-        "head, layer 1": model.head[0],
-        "head, layer 2": model.head[1],
-    }
 
 
 def draw(trainer: Trainer, task: Task, generator: torch.Generator) -> Batch:

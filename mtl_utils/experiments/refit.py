@@ -5,8 +5,9 @@ classifier probes", ICLR workshop 2017.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from mtl_utils.data import Sample
 from mtl_utils.detection import STRIDE
 from mtl_utils.evaluation import EVAL_BATCH
-from mtl_utils.experiments.autopsy import mask_score
+from mtl_utils.experiments.autopsy import mean_iou_of, pixels_by_image
 from mtl_utils.losses import class_weights, pixel_counts
 from mtl_utils.model import UnifiedModel
 from mtl_utils.tasks import IGNORE, VOC_CLASSES
@@ -29,19 +30,27 @@ ROUNDS = 60  # of L-BFGS
 PULL = 0.1
 
 
-def ladder(model: UnifiedModel, train: Sequence[Sample], val: Sequence[Sample], size: int) -> dict[str, float]:
-    """mIoU on masks of val of the model as it is, and after each of RUNGS is fitted on masks of train.
+def ladder(model: UnifiedModel, train: Sequence[Sample], val: Sequence[Sample], size: int) -> dict[str, Tensor]:
+    """The masks of val by the model as it is, and after each of RUNGS is fitted on masks of train.
 
-    The model itself is not changed.
+    Confusion matrices (images, 21, 21), as autopsy.pixels_by_image makes them. The model itself is not changed.
     """
     features, labels = labelled_cells(model, train, size)
     weights = class_weights(pixel_counts([target["mask"] for _, target in train]))  # (21,), as in training
-    scores = {UNFITTED: mask_score(model, val, size)}
+    pixels = {UNFITTED: pixels_by_image(model, val, size)}
     for rung in RUNGS:
         fitted = copy.deepcopy(model)
         fit(fitted, rung, features, labels, weights)
-        scores[rung] = mask_score(fitted, val, size)
-    return scores
+        pixels[rung] = pixels_by_image(fitted, val, size)
+    return pixels
+
+
+def scores(ladders: Mapping[str, Mapping[str, Tensor]]) -> pd.DataFrame:
+    """The mIoU of some ladders by name: a row for each ladder, a column for each rung."""
+    rows = {}
+    for name, pixels in ladders.items():
+        rows[name] = {rung: mean_iou_of(matrices) for rung, matrices in pixels.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 @torch.no_grad()

@@ -4,8 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import ndimage
+from torch import Tensor
 
 from mtl_utils.data import Sample
 from mtl_utils.evaluation import predict
@@ -13,10 +16,13 @@ from mtl_utils.experiments.autopsy import FATES
 from mtl_utils.model import UnifiedModel
 from mtl_utils.plots import pictures
 from mtl_utils.plots.style import SMALLEST_TEXT, TASK_COLOURS
+from mtl_utils.tasks import VOC_CLASSES
 
 LINES = ("--", "-", ":", "-.")  # of the networks, in order
+MARKERS = ("o", "s", "^", "D")
 FATE_COLOURS = ("#0072B2", "#E69F00", "#BBBBBB")  # one for each of FATES; dark, middle and light in grey
 HEADROOM = 1.1  # height of an axis as a multiple of the curve's
+NAMED_SHARE = 0.005  # of an image: a smaller area has no room for its name
 LEAST_SHARE = 0.05  # that has room for its number
 BAR_COLOURS = ("#555555", "#BBBBBB", "#FFFFFF")  # of the networks, in order
 HATCHES = ("//", "", "..")
@@ -26,29 +32,46 @@ THICKNESS = 0.27  # of one of three bars that stand side by side
 
 def score_curves(curves: Mapping[str, Mapping[int, float]]) -> Figure:
     """mIoU over the steps of stage 2, one line a way of training."""
-    figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
-    for (name, scores), line in zip(curves.items(), LINES, strict=False):
+    figure, axis = plt.subplots(figsize=(5.6, 3), layout="constrained")
+    for (name, scores), line, marker in zip(curves.items(), LINES, MARKERS, strict=False):
         steps = list(scores)
         values = list(scores.values())
-        axis.plot(steps, values, line, marker="o", color=TASK_COLOURS["seg"], label=name)
+        axis.plot(steps, values, line, marker=marker, color=TASK_COLOURS["seg"], markerfacecolor="white", label=name)
     axis.set_xlabel("steps of training on detection")
     axis.set_ylabel("mIoU of segmentation")
-    axis.set_ylim(0, HEADROOM * axis.get_ylim()[1])
-    axis.legend(loc="lower left", frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 
 def mask_pictures(networks: Mapping[str, UnifiedModel], samples: Sequence[Sample], size: int) -> Figure:
     """Photographs by row: the true mask, and that of each network; `size`: side of the input."""
     rows = len(samples)
-    figure, axes = pictures.make_grid(rows, 1 + len(networks), (10, 2.2 * rows))
+    figure, axes = pictures.make_grid(rows, 1 + len(networks), (10, 1.8 * rows))
     for row, (image, target) in zip(axes, samples, strict=True):
-        pictures.draw_seg(row[0], image, target["mask"])
+        draw_named_mask(row[0], image, target["mask"])
         for axis, network in zip(row[1:], networks.values(), strict=True):
-            mask = predict(network, [image], size)[0].mask
-            pictures.draw_seg(axis, image, mask)
-    pictures.label_columns(axes[0], ["truth", *networks])
+            draw_named_mask(axis, image, predict(network, [image], size)[0].mask)
+    for axis, name in zip(axes[0], ["truth", *networks], strict=True):
+        axis.set_title(name, fontweight="bold", fontsize=10)
     return figure
+
+
+def draw_named_mask(axis: Axes, image: Tensor, mask: Tensor) -> None:
+    """A mask (H, W) over its image (3, H, W), the name of each class on its largest area; tiny areas have none."""
+    pictures.draw_image(axis, image)
+    pictures.draw_mask(axis, mask)
+    for index in range(1, len(VOC_CLASSES)):
+        areas, count = ndimage.label(mask.numpy() == index)
+        if not count:
+            continue
+        pixels = np.bincount(areas.flat)[1:]  # of each area
+        largest = int(pixels.argmax()) + 1
+        if pixels.max() < NAMED_SHARE * mask.numel():
+            continue
+        row, column = ndimage.center_of_mass(areas == largest)
+        name = VOC_CLASSES[index]
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
+        axis.text(column, row, name, fontsize=SMALLEST_TEXT, ha="center", va="center", bbox=box)
 
 
 def fate_bars(fates: Mapping[str, Mapping[str, float]]) -> Figure:
@@ -127,14 +150,15 @@ def path_curve(scores: Mapping[float, float]) -> Figure:
     return figure
 
 
-def ladder_bars(ladders: Mapping[str, Mapping[str, float]]) -> Figure:
-    """mIoU of each network as it is and after each refit: a group of bars a rung, a bar a network."""
+def ladder_bars(ladders: pd.DataFrame) -> Figure:
+    """mIoU of each network (a row) as it is and after each refit (columns): a group of bars a column."""
     figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
-    for index, (network, scores) in enumerate(ladders.items()):
-        places = np.arange(len(scores)) + index * THICKNESS
+    rungs = list(ladders.columns)
+    for index, network in enumerate(ladders.index):
+        places = np.arange(len(rungs)) + index * THICKNESS
         bars = axis.bar(
             places,
-            list(scores.values()),
+            ladders.loc[network],
             THICKNESS,
             color=BAR_COLOURS[index],
             hatch=HATCHES[index],
@@ -142,7 +166,6 @@ def ladder_bars(ladders: Mapping[str, Mapping[str, float]]) -> Figure:
             label=network,
         )
         axis.bar_label(bars, fmt="%.2f", fontsize=SMALLEST_TEXT)
-    rungs = list(next(iter(ladders.values())))
     axis.set_xticks(np.arange(len(rungs)) + THICKNESS, rungs)
     axis.set_ylabel("mIoU of segmentation")
     axis.legend(loc="lower center", bbox_to_anchor=ABOVE, ncols=len(ladders), frameon=False)

@@ -119,7 +119,7 @@ def test_the_path_begins_and_ends_with_the_two_models():
     scores = autopsy.scores_on_the_path(before, after, samples, 64)
     assert list(scores) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
     for share, model in ((0.0, before), (1.0, after)):
-        matrix = autopsy.count_pixels(model, samples, 64)
+        matrix = autopsy.pixels_by_image(model, samples, 64).sum(0)
         assert scores[share] == pytest.approx(class_iou(matrix).nanmean().item())
 
 
@@ -135,7 +135,7 @@ def test_the_replayed_batches_are_there_only_with_replay(monkeypatch):
         task="det", loader=lambda: iter(range(31)), replay=lambda: {"seg": "old"}, step=seen.append, model=None
     )
     monkeypatch.setattr(autopsy, "score_now", lambda trainer, val: len(seen) / 100)
-    assert autopsy.take_steps(trainer, [], with_replay=False) == {0: 0.0, 60: 0.6, 62: 0.62}
+    assert autopsy.take_steps(trainer, [], with_replay=False) == {0: 0.0, 30: 0.3, 60: 0.6, 62: 0.62}
     assert seen == [{"det": number} for number in range(31)] * 2, "two epochs"
     seen.clear()
     autopsy.take_steps(trainer, [], with_replay=True)
@@ -187,8 +187,34 @@ def test_the_figures_hold_the_numbers():
 def test_pictures_have_a_row_a_photograph_and_a_column_a_network():
     network, samples = folded_model(), masks(2)
     figure = figures.mask_pictures({"before": network, "after": network}, samples, 64)
-    titles = [text.get_text() for text in figure.axes[0].texts + figure.axes[1].texts + figure.axes[2].texts]
-    assert len(figure.axes) == 6 and titles == ["truth", "before", "after"]
+    assert len(figure.axes) == 6 and [axis.get_title() for axis in figure.axes[:3]] == ["truth", "before", "after"]
     drawn = [axis.images[-1].get_array() for axis in figure.axes[1:3]]
     assert (drawn[0] == drawn[1]).all(), "one network twice"
     plt.close("all")
+
+
+def test_each_class_is_named_on_its_largest_area_and_a_tiny_one_is_not():
+    mask = torch.zeros(40, 60, dtype=torch.uint8)
+    mask[0:4, 0:4] = 8  # a small cat
+    mask[20:40, 30:60] = 8
+    mask[39, 0] = 12  # one pixel of a dog
+    axis = plt.figure().add_subplot()
+    figures.draw_named_mask(axis, photo(40, 60), mask)
+    (name,) = axis.texts
+    assert name.get_text() == "cat" and name.get_position() == (44.5, 29.5)
+    plt.close("all")
+
+
+def test_parts_are_exchanged_one_at_a_time():
+    before, samples = folded_model(), masks(2)
+    after = copy.deepcopy(before)
+    with torch.no_grad():
+        for value in after.parameters():
+            value.add_(0.1 * torch.randn_like(value))
+    mixed = autopsy.with_part_of(before, after, "fusion").state_dict()
+    of_after = {name for name, value in mixed.items() if not torch.equal(value, before.state_dict()[name])}
+    assert of_after and all(name.startswith("backbone.fusion.") for name in of_after)
+    assert all(torch.equal(mixed[name], after.state_dict()[name]) for name in of_after)
+    table = autopsy.part_swaps(before, before, samples, 64)
+    assert list(table.index) == ["pooling", "fusion", "skip", "head, layer 1", "head, layer 2"]
+    assert (table == autopsy.mask_score(before, samples, 64)).all(axis=None), "equal networks exchange nothing"

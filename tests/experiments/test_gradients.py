@@ -38,9 +38,9 @@ def test_the_same_loss_agrees_and_its_opposite_conflicts(sign, trainer, monkeypa
     found = gradients.cosines(trainer)
     assert list(found) == ["pooling", "fusion", "skip", "head, layer 1", "head, layer 2"]
     for values in found.values():
-        assert values["boxes"] == pytest.approx([sign, sign], abs=1e-4)
+        assert values["detection"] == pytest.approx([sign, sign], abs=1e-4)
         assert values["other masks"] == pytest.approx([1, 1], abs=1e-4)
-        assert max(map(abs, values["shuffled boxes"])) < 0.5
+        assert max(map(abs, values["detection, shuffled"])) < 0.5
 
 
 def test_nothing_is_learned(trainer):

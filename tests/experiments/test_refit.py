@@ -95,8 +95,9 @@ def test_the_ladder_leaves_the_model_as_it_is(model):
     halves[:, 32:] = 5
     image = tv_tensors.Image(torch.where(halves == 3, 10, 240).byte().expand(3, -1, -1))  # dark and bright
     samples = [(image, {"mask": tv_tensors.Mask(halves)})] * 3
-    scores = refit.ladder(model, samples, samples, 64)
-    assert list(scores) == ["as it is", *refit.RUNGS]
+    pixels = refit.ladder(model, samples, samples, 64)
+    scores = refit.scores({"model": pixels}).loc["model"]
+    assert list(scores.index) == ["as it is", *refit.RUNGS]
     assert scores["as it is"] == autopsy.mask_score(model, samples, 64)
     assert scores["all 21 rows"] > scores["background's bias"], "fitted on the very pixels that are scored"
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
