@@ -36,6 +36,7 @@ EPOCHS = 2  # of the new task's images
 EVERY = 30  # steps between two evaluations
 IMAGES = 60  # of val, evaluated each time
 TIMED = 5  # steps whose time is taken
+ORDERS = 20  # of a change's channels at random
 POINTS = 6  # models on the straight path, both ends included
 
 BACKGROUND = 0  # its class
@@ -133,21 +134,16 @@ def pixels_by_image(model: UnifiedModel, samples: Sequence[Sample], size: int) -
     return torch.stack(matrices)
 
 
-def difference(one: Tensor, other: Tensor) -> Estimate:
+def miou_difference(one: Tensor, other: Tensor) -> Estimate:
     """How much higher the mIoU of `one` is, with its interval over resamples of the images.
 
     Matrices (images, 21, 21) of two networks on the same images, as pixels_by_image makes them.
     """
     images = len(one)
-    value = miou_difference(one, other, np.ones((1, images)))
-    draws = miou_difference(one, other, times_chosen(resample_indices(images)))
+    weights = [np.ones((1, images)), times_chosen(resample_indices(images))]  # every image once; then resamples
+    value, draws = (mean_iou(one.numpy(), counts) - mean_iou(other.numpy(), counts) for counts in weights)
     low, high = interval(draws)
     return Estimate(value.item(), low, high)
-
-
-def miou_difference(one: Tensor, other: Tensor, counts: np.ndarray) -> np.ndarray:
-    """The difference (R,) where image i occurs counts[r, i] times."""
-    return mean_iou(one.numpy(), counts) - mean_iou(other.numpy(), counts)
 
 
 def fates(matrix: Tensor) -> dict[str, float]:
@@ -208,9 +204,9 @@ def feature_changes(before: UnifiedModel, after: UnifiedModel, images: Sequence[
 def changes_read(before: UnifiedModel, after: UnifiedModel, images: Sequence[Tensor], size: int) -> dict[str, float]:
     """How far the last layer's inputs have moved, and how much of that the mask channels of `before` read.
 
-    With inputs h, h' and rows W: |h' - h| / |h|; then |W (h' - h)| / |W h|; then the same with the channels of h' - h
-    in random order, a change as large that has nothing to do with the rows. W is taken less its mean over the classes:
-    softmax does not depend on what all classes have in common.
+    With inputs h, h' and rows W: |h' - h| / |h|; then |W (h' - h)| / |W h|; then the mean of the same over changes as
+    large that have nothing to do with the rows, the channels of h' - h in random orders. W is taken less its mean over
+    the classes: softmax does not depend on what all classes have in common.
     """
     batch, content = to_batch(images, size)  # (B, 3, size, size) and (B, 4)
     device = next(before.parameters()).device
@@ -218,16 +214,25 @@ def changes_read(before: UnifiedModel, after: UnifiedModel, images: Sequence[Ten
     old = before.eval().head_features(batch, content)  # (B, C, h, w)
     change = after.eval().head_features(batch, content) - old
     weight = before.head.last.weight.flatten(1)  # (outputs, C)
-    first = before.head.split[0]  # the masks' channels follow those of detection
-    rows = weight[first : first + len(VOC_CLASSES)]  # (21, C)
+    rows = weight[mask_channels(before)]  # (21, C)
     rows = rows - rows.mean(0)
-    order = torch.randperm(change.shape[1], generator=torch.Generator().manual_seed(0))
-    read = [read_by(rows, inputs) for inputs in (old, change, change[:, order.to(device)])]
+    generator = torch.Generator().manual_seed(0)
+    shuffled = []
+    for _ in range(ORDERS):
+        order = torch.randperm(change.shape[1], generator=generator).to(device)
+        shuffled.append(read_by(rows, change[:, order]).norm().item())
+    outputs = read_by(rows, old).norm().item()
     return {
         "inputs moved by": (change.norm() / old.norm()).item(),
-        "mask outputs moved by": (read[1].norm() / read[0].norm()).item(),
-        "by a change at random": (read[2].norm() / read[0].norm()).item(),
+        "mask outputs moved by": read_by(rows, change).norm().item() / outputs,
+        "by a change at random": statistics.mean(shuffled) / outputs,
     }
+
+
+def mask_channels(model: UnifiedModel) -> slice:
+    """Which channels of the last layer are the masks'."""
+    first = model.head.split[0]  # they follow those of detection
+    return slice(first, first + len(VOC_CLASSES))
 
 
 def part_swaps(before: UnifiedModel, after: UnifiedModel, samples: Sequence[Sample], size: int) -> pd.DataFrame:

@@ -4,12 +4,14 @@ They are made from the numbers of the run that is shown: typed by hand, a senten
 be true of one run alone.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from mtl_utils.data import MiniSet, classes_of
 from mtl_utils.evaluation import StageMetrics, TaskMetrics
 from mtl_utils.experiments.breakdown import RECALLS, Breakdown, SizeScores
 from mtl_utils.experiments.plans import NO_REPLAY, REPLAY
@@ -23,6 +25,7 @@ CLASS_METRICS: dict[Task, str] = {"seg": "IoU", "det": "AP@50", "cls": "recall"}
 BACKGROUND = VOC_CLASSES[0]
 NAMED = 3  # how many classes or confusions a sentence names
 HALF = 0.5  # a recall
+FEW = 3  # images
 KNOWN = 0.1  # an IoU: a class with less has not been learned
 LOST = 0.1  # of a class's IoU: with less of it the class is lost
 
@@ -45,37 +48,54 @@ def what_is_kept(drops: Sequence[Drop]) -> str:
     return "\n".join(lines)
 
 
-def largest_class_falls(metrics: StageMetrics) -> str:
-    """A line for each task but the last: the class that falls most from the end of its own stage to the last one."""
+def largest_class_falls(metrics: StageMetrics, val: Mapping[Task, MiniSet]) -> str:
+    """A line for each task but the last: the class that falls most from the end of its own stage to the last one.
+
+    Only classes that at least FEW images of val show: a single image decides about the others.
+    """
     lines = []
     for task in TASKS[:-1]:
         own = metrics[task][task].per_class
         final = metrics[TASKS[-1]][task].per_class
+        shown = images_by_class(val[task])
         changes = []
         for name, before in own.items():
             after = final[name]
-            if before is not None and after is not None:  # val holds the class
+            if before is not None and after is not None and shown[name] >= FEW:
                 changes.append((after - before, name))
         if not changes:
             continue
         change, name = min(changes)
-        values = f"from {own[name]:.2f} to {final[name]:.2f}"
-        end = f"*{name}* falls most, {values}" if change < 0 else "no class falls"
-        lines.append(
-            f"- Classes of **{TASK_NAMES[task]}**, {CLASS_METRICS[task]} from its own stage to the last: {end}."
-        )
+        end = "none falls"
+        if change < 0:
+            end = f"*{name}* falls most, from {own[name]:.2f} to {final[name]:.2f} ({shown[name]} images)"
+        lines.append(f"- Of the **{TASK_NAMES[task]}** classes that at least {FEW} images of val show, {end}.")
     return "\n".join(lines)
 
 
+def images_by_class(dataset: MiniSet) -> Counter[str]:
+    """How many images of a set show each class; background left out."""
+    names = dataset.classes.names(dataset.task)
+    counts: Counter[str] = Counter()
+    for target in dataset.targets():
+        counts.update(names[number] for number in set(classes_of(dataset.task, target)))
+    return counts
+
+
 def seeds_that_pass(results: list[RunSummary]) -> str:
-    """A line: how many runs of the default pass the 5 % rule, each compared with the tasks alone of its own seed."""
+    """A line: how many runs of the default pass the 5 % rule, each compared with the tasks alone of its own seed.
+
+    Seeds that lack a task alone have no verdict and are not counted.
+    """
     seeds = sorted(run.seed for run in results if run.name == REPLAY.name)
     verdicts = []
     for seed in seeds:
         of_seed = [run for run in results if run.seed == seed]
-        verdicts.append(passes(of_seed, REPLAY.name))
+        verdict = passes(of_seed, REPLAY.name)
+        if verdict is not None:
+            verdicts.append(verdict)
     passed = verdicts.count(True)
-    return f"- Of the study's {len(seeds)} seeds of `{REPLAY.name}`, {passed} pass the rule in all three tasks."
+    return f"- Of the study's {len(verdicts)} seeds of `{REPLAY.name}`, {passed} pass the rule in all three tasks."
 
 
 # ---- with and without replay

@@ -15,10 +15,10 @@ from torch import Tensor
 from mtl_utils.data import Sample
 from mtl_utils.detection import STRIDE
 from mtl_utils.evaluation import EVAL_BATCH
-from mtl_utils.experiments.autopsy import mean_iou_of, pixels_by_image
+from mtl_utils.experiments.autopsy import mask_channels, mean_iou_of, pixels_by_image
 from mtl_utils.losses import class_weights, pixel_counts
 from mtl_utils.model import UnifiedModel
-from mtl_utils.tasks import IGNORE, VOC_CLASSES
+from mtl_utils.tasks import IGNORE
 from mtl_utils.transforms import Letterbox, collate, to_device
 
 UNFITTED = "as it is"
@@ -26,7 +26,7 @@ RUNGS = ("background's bias", "all 21 biases", "all 21 rows")  # what is fitted,
 CELLS = 100  # drawn from each image of train, 255 left out
 ROUNDS = 60  # of L-BFGS
 # of the rows towards the old ones, so that few cells do not bend many numbers far: of 1e-3, 1e-2 and 1e-1 the one that
-# leaves the network of stage 1 as good as it is; nothing pulls biases, which are few
+# does not harm the network of stage 1, which was trained on these very masks; nothing pulls biases, which are few
 PULL = 0.1
 
 
@@ -84,8 +84,7 @@ def fit(model: UnifiedModel, rung: str, features: Tensor, labels: Tensor, weight
     """
     last = model.head.last
     assert last.bias is not None
-    first = model.head.split[0]  # the masks' channels follow those of detection
-    channels = slice(first, first + len(VOC_CLASSES))
+    channels = mask_channels(model)
     device = last.weight.device
     features, labels, weights = features.to(device), labels.to(device), weights.to(device)
     old_rows = last.weight.detach()[channels].flatten(1)  # (21, C)

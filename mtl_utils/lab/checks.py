@@ -10,9 +10,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mtl_utils.settings import MAX_REPLAY_PER_TASK
@@ -25,6 +27,7 @@ NAMES = {1: "choose", 2: "draw", 3: "step_batches", 4: "distillation"}  # the fu
 PART_3 = 3  # the one that calls another part
 TOTAL = 20  # marks
 CASE_SECONDS = 10  # that one case may take
+SEEDS = 5  # of a choice whose counts are looked at
 CASE = "The case:"  # before the words that describe one
 
 
@@ -102,7 +105,7 @@ def run_case(case: Case, parts: Parts) -> str:
     try:
         with time_limit(CASE_SECONDS):
             return case(parts)
-    except NotWrittenError as error:
+    except UnusableError as error:
         return str(error)
     except TooSlowError:
         return f"It does not end within {CASE_SECONDS} seconds: look for a loop that never stops. {CASE} {case.__doc__}"
@@ -112,8 +115,8 @@ def run_case(case: Case, parts: Parts) -> str:
         return f"It stops with {type(error).__name__}: {error}. {CASE} {case.__doc__}"
 
 
-class NotWrittenError(Exception):
-    """A function of the student is not there, or returned None."""
+class UnusableError(Exception):
+    """A function of the student is not there, or returns what no check can use."""
 
 
 class TooSlowError(Exception):
@@ -141,12 +144,12 @@ def time_limit(seconds: int) -> Iterator[None]:
 
 
 def call(parts: Parts, name: str, *arguments: Any) -> Any:
-    """Call a student's function. Raises NotWrittenError where it is not there, or returns None."""
+    """Call a student's function. Raises UnusableError where it is not there, or returns None."""
     if name not in parts:
-        raise NotWrittenError(f"There is no function {name} yet: run its cell first.")
+        raise UnusableError(f"There is no function {name} yet: run its cell first.")
     value = parts[name](*arguments)
     if value is None:
-        raise NotWrittenError("It is not written yet: it returns nothing.")
+        raise UnusableError("It is not written yet: it returns nothing.")
     return value
 
 
@@ -169,13 +172,14 @@ def counts_are(parts: Parts, sizes: dict[int, int], wanted: dict[int, int]) -> s
     labels: list[int] = []
     for label, size in sizes.items():
         labels += [label] * size
-    indices = choice(parts, labels, sum(wanted.values()))
-    counts = Counter(labels[index] for index in indices)
-    if counts == wanted:
-        return ""
-    there = listed(sizes)
-    found = listed({label: counts[label] for label in sizes})
-    return f"From {there} it chose {found}, where {listed(wanted)} were to be stored."
+    for seed in range(SEEDS):  # right once may be luck
+        indices = choice(parts, labels, sum(wanted.values()), seed)
+        counts = Counter(labels[index] for index in indices)
+        if counts != wanted:
+            there = listed(sizes)
+            found = listed({label: counts[label] for label in sizes})
+            return f"From {there} it chose {found}, where {listed(wanted)} were to be stored."
+    return ""
 
 
 def listed(counts: dict[int, int]) -> str:
@@ -246,13 +250,18 @@ def small_buffers_are_drawn_whole(parts: Parts) -> str:
 def every_sample_has_its_turn(parts: Parts) -> str:
     """In 400 draws of 3 of 10 every sample comes about 120 times, and a generator gives the same draw again."""
     counts: Counter[str] = Counter()
+    pairs: Counter[str] = Counter()
     stored = list("abcdefghij")
     generator = random_numbers(0)
     for _ in range(400):
-        counts.update(drawn(parts, stored, 3, generator))
+        samples = sorted(drawn(parts, stored, 3, generator))
+        counts.update(samples)
+        pairs.update(one + other for one, other in combinations(samples, 2))
     room = 4 * math.sqrt(400 * 0.3 * 0.7)  # four standard deviations
-    if any(abs(counts[name] - 120) >= room for name in "abcdefghij"):
+    if any(abs(counts[name] - 120) >= room for name in stored):
         return "Over many steps the samples are not drawn equally often."
+    if max(pairs.values()) > 60:  # 27 are expected
+        return "Some samples are nearly always drawn together: draw each one by itself."
     many = list(range(30))
     first = drawn(parts, many, 6, random_numbers(3))
     again = drawn(parts, many, 6, random_numbers(3))
@@ -270,7 +279,9 @@ def describe(task: str, samples: Any) -> tuple[str, list[Any]]:
 def step_of(parts: Parts, task: str, stored: dict[str, list[Any]], seed: int = 0) -> dict[str, Any]:
     """The batches of one step of a task."""
     batches = call(parts, "step_batches", task, "new", stored, describe, random_numbers(seed))
-    return dict(batches)
+    if not isinstance(batches, dict):
+        raise UnusableError(f"It returns a {type(batches).__name__}; a dict is asked for, of batches by task.")
+    return batches
 
 
 def replayed(batches: dict[str, Any], task: str) -> list[Any]:
@@ -288,33 +299,44 @@ def the_new_batch_is_there(parts: Parts) -> str:
 
 
 def every_earlier_task_is_replayed(parts: Parts) -> str:
-    """Stage 3 with two stored samples of each earlier task: both samples of both tasks."""
-    batches = step_of(parts, "cls", {"seg": [1, 2], "det": [3, 4]})
-    for task, stored in (("seg", [1, 2]), ("det", [3, 4])):
-        if sorted(replayed(batches, task)) != stored:
-            found = replayed(batches, task)
-            call = f"make_batch({task!r}, samples)"
-            return f"Two stored samples of {task} were to be replayed, as {call}; it replayed {found}."
+    """A stage with two stored samples of each of three earlier tasks: both samples of all tasks."""
+    stored = {"seg": [1, 2], "det": [3, 4], "depth": [5, 6]}
+    batches = step_of(parts, "cls", stored)
+    for task, samples in stored.items():
+        if task not in batches:
+            return f"There is no batch of {task}, an earlier task with two stored samples."
+        if sorted(replayed(batches, task)) != samples:
+            return f"The batch of {task} is to be make_batch({task!r}, samples) of both its samples, {samples}."
     return ""
 
 
 def the_limit_is_kept(parts: Parts) -> str:
     """Stage 2 with forty stored samples: at most ten of them, other ones in another step."""
-    stored = list(range(40))
-    first = replayed(step_of(parts, "det", {"seg": stored}, 0), "seg")
-    other = replayed(step_of(parts, "det", {"seg": stored}, 1), "seg")
-    if not 0 < len(first) <= MAX_REPLAY_PER_TASK:
-        return f"Of 40 stored images a step may replay 1 to {MAX_REPLAY_PER_TASK}; it replayed {len(first)}."
-    return "" if sorted(first) != sorted(other) else "Every step replays the same samples: draw them."
+    stored = {"seg": list(range(40))}
+    steps = [replayed(step_of(parts, "det", stored, seed), "seg") for seed in range(SEEDS)]
+    again = replayed(step_of(parts, "det", stored, 0), "seg")
+    if stored != {"seg": list(range(40))}:
+        return "A step must not change what is stored: the next step needs it, too."
+    for samples in steps:
+        if not 0 < len(samples) <= MAX_REPLAY_PER_TASK:
+            return f"Of 40 stored images a step may replay 1 to {MAX_REPLAY_PER_TASK}; it replayed {len(samples)}."
+        if len(set(samples)) < len(samples):
+            return "A step replays different samples; here some come twice."
+    if steps[0] != again:
+        return "The same generator gives two different steps: use no other random numbers."
+    return "" if sorted(steps[0]) != sorted(steps[1]) else "Every step replays the same samples: draw them."
 
 
 def only_earlier_tasks_are_replayed(parts: Parts) -> str:
     """Stage 1 has nothing to replay; in stage 2 segmentation is replayed, and detection's own samples are not."""
-    if step_of(parts, "seg", {}) != {"seg": "new"}:
+    if set(step_of(parts, "seg", {})) - {"seg"}:
         return "In stage 1 there is nothing to replay: the step is the new batch alone."
     batches = step_of(parts, "det", {"seg": [1], "det": [2]})
-    right = batches.get("det") == "new" and replayed(batches, "seg") == [1]
-    return "" if right else "Of the samples that are stored, those of earlier tasks are replayed, and no others."
+    if replayed(batches, "det"):
+        return (
+            "Samples of det were stored, too, and det is the running task: its batch is the new one, none is replayed."
+        )
+    return "" if set(batches) <= {"det", "seg"} else "There are batches of tasks that are neither new nor stored."
 
 
 # ---- part 4: distillation
@@ -327,7 +349,10 @@ def maps(seed: int, scale: float = 1.0) -> Tensor:
 
 def loss_of(parts: Parts, student: Tensor, teacher: Tensor, *more: float) -> float:
     """The student's loss as a number."""
-    return float(call(parts, "distillation", student, teacher, *more))
+    loss = call(parts, "distillation", student, teacher, *more)
+    if isinstance(loss, Tensor) and loss.numel() > 1:
+        raise UnusableError(f"It returns {loss.numel()} numbers; one is asked for, the mean over all cells.")
+    return float(loss)
 
 
 def nothing_to_learn_from_a_twin(parts: Parts) -> str:
@@ -348,7 +373,26 @@ def the_value_by_hand(parts: Parts) -> str:
         loss = loss_of(parts, torch.zeros(1, 2, 1, 1), teacher.clone(), temperature)
         if abs(loss - expected) > 1e-4:
             logits = "the teacher's logits (2 ln 3, 0) and the student's (0, 0)"
-            return f"For {logits} at T = {temperature:g} the loss is {expected:.4f}; it is {loss:.4f}."
+            hint = likely_mistake(share, temperature, loss)
+            return f"For {logits} at T = {temperature:g} the loss is {expected:.4f}; it is {loss:.4f}{hint}."
+    return ""
+
+
+def likely_mistake(share: float, temperature: float, loss: float) -> str:
+    """The usual mistake that gives this loss, if there is one; the probabilities are share, 1 - share and twice 1/2."""
+    rest = 1 - share
+    right = share * math.log(2 * share) + rest * math.log(2 * rest)
+    exchanged = -(math.log(2 * share) + math.log(2 * rest)) / 2
+    mistakes = {
+        "the factor T^2 is missing": right,
+        "the factor is T, or the classes are averaged and not summed": temperature**2 * right / 2,
+        "teacher and student are exchanged": temperature**2 * exchanged,
+        "the term p log p is missing": temperature**2 * math.log(2),
+        "its sign is wrong": -(temperature**2) * right,
+    }
+    for mistake, value in mistakes.items():
+        if abs(loss - value) < 1e-3:
+            return f": {mistake}"
     return ""
 
 
@@ -360,17 +404,27 @@ def the_mean_over_cells(parts: Parts) -> str:
     many_students = student.repeat(5, 1, 6, 7)
     many_teachers = teacher.repeat(5, 1, 6, 7)
     many = loss_of(parts, many_students, many_teachers)
-    equal = abs(one - many) < 1e-4 and one > 0
-    if equal:
-        return ""
     hint = "take the mean over cells, and softmax over the classes, in dimension 1"
-    return f"A cell has the loss {one:.4f}, 210 equal ones have {many:.4f}: {hint}."
+    if one <= 0 or abs(one - many) >= 1e-4:
+        return f"A cell has the loss {one:.4f}, 210 equal ones have {many:.4f}: {hint}."
+    student, teacher = maps(3), maps(4)
+    log_p, log_q = (F.log_softmax(logits / 2, dim=1) for logits in (teacher, student))
+    expected = 4 * F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(1).mean().item()
+    loss = loss_of(parts, student, teacher)
+    if abs(loss - expected) < 1e-4:
+        return ""
+    return f"Two images with twelve different cells each have the mean loss {expected:.4f}; it is {loss:.4f}: {hint}."
 
 
 def only_the_student_learns(parts: Parts) -> str:
     """A gradient for the student, none for the teacher."""
     student, teacher = maps(1).requires_grad_(), maps(2).requires_grad_()
-    call(parts, "distillation", student, teacher).backward()
+    loss = call(parts, "distillation", student, teacher)
+    if not isinstance(loss, Tensor):
+        return "It returns a plain number: return a tensor, else no gradient reaches the student."
+    if not loss.requires_grad:
+        return "The loss sends no gradient to the student."
+    loss.sum().backward()
     if student.grad is None or not student.grad.any():
         return "The loss sends no gradient to the student."
     return "" if teacher.grad is None or not teacher.grad.any() else "The loss sends a gradient to the teacher, too."
@@ -379,9 +433,9 @@ def only_the_student_learns(parts: Parts) -> str:
 def large_logits_are_finite(parts: Parts) -> str:
     """Logits of thousands: a softmax of 0 has no logarithm."""
     loss = loss_of(parts, maps(1, 5000.0), maps(2, 5000.0))
-    if math.isfinite(loss) and loss > 0:
-        return ""
-    return f"For logits of several thousands the loss is {loss}: log_softmax helps."
+    if not math.isfinite(loss):
+        return f"For logits of several thousands the loss is {loss}: log_softmax helps."
+    return "" if loss > 0 else f"For logits of several thousands the loss is {loss:.4f}; it is never below 0."
 
 
 CASES: dict[int, list[tuple[int, Case]]] = {

@@ -36,7 +36,8 @@ def near(answer: Any, expected: Any, tolerance: float = TOLERANCE) -> bool:
     found = np.asarray(answer, dtype=float)
     wanted = np.asarray(expected, dtype=float)
     if found.shape != wanted.shape:
-        raise ValueError(f"{wanted.size} numbers are asked for, not {found.size}")
+        asked = f"{wanted.size} numbers" if wanted.ndim else "one number, not in a list,"
+        raise ValueError(f"{asked} asked for")
     return bool(np.allclose(found, wanted, rtol=0, atol=tolerance))
 
 
@@ -44,7 +45,10 @@ def expects(expected: Any, hint: str, tolerance: float = TOLERANCE) -> Case:
     """The case of an exercise whose answer is known beforehand."""
 
     def case(answer: Any) -> str:
-        return "" if near(answer, expected, tolerance) else hint
+        if near(answer, expected, tolerance):
+            return ""
+        in_per_cent = near(np.asarray(answer, dtype=float) / 100, expected, tolerance)
+        return "Give shares of 1, not per cent." if in_per_cent else hint
 
     return case
 
@@ -58,7 +62,8 @@ def invented_classes(answer: Any) -> str:
     wide = torch.nn.functional.interpolate(mask, size=(1, 4), mode="bilinear")  # (1, 1, 1, 4)
     values = wide.round().flatten().int().tolist()
     invented = set(values) - {0, 15}
-    if set(answer) == invented:
+    answers = {answer} if isinstance(answer, int) else set(answer)
+    if answers == invented:
         return ""
     return "The shares of person are 0, .25, .75 and 1, by the pixels' centres. Leave out 0 and 15."
 

@@ -169,13 +169,15 @@ def retention_against_bytes(results: list[RunSummary]) -> Figure:
     Runs that keep more with fewer bytes lie on the upper left.
     """
     figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
-    for number, (name, point) in enumerate(costs_and_retention(results).items()):
+    points = costs_and_retention(results)
+    for number, (name, point) in enumerate(points.items()):
         axis.plot(*point, "o", color="0.2")
         below_or_above = (6, -12) if number % 2 else (6, 6)  # in turns, since neighbours may lie close together
         axis.annotate(name, point, xytext=below_or_above, textcoords="offset points", fontsize=style.SMALLEST_TEXT)
     draw_horizontal_rule(axis)
     axis.set_xscale("symlog", linthresh=0.1)
-    axis.set(xlabel="stored for the last stage, MB", ylabel="least part of a baseline", ylim=(0, 1.2))
+    axis.set(xlabel="stored for the last stage, MB", ylabel="share of its baseline\nthat the worst task keeps")
+    axis.set_ylim(min(kept for _, kept in points.values()) - 0.1, 1.1)
     axis.set_xlim(-0.02, 200)
     return figure
 

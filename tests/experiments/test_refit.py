@@ -30,7 +30,7 @@ def two_classes(model, shift):
         model.head.last.weight.zero_()
         model.head.last.bias.zero_()
         model.head.last.bias[first + 2 : first + 21] = -20  # the other classes never win
-        model.head.last.weight[first, 0], model.head.last.weight[first + 1, 1] = 0.5, 0.5
+        model.head.last.weight[first, 0], model.head.last.weight[first + 1, 1] = 4, 4
         model.head.last.bias[first] = shift
     features = torch.zeros(200, width)
     features[:100, 0] = 1
@@ -67,8 +67,9 @@ def test_one_bias_mends_a_shift_towards_background(model):
     assert right(shifted, features, labels) == 1
 
 
-def test_rows_mend_what_no_bias_can(model):
+def test_rows_mend_what_no_bias_can(model, monkeypatch):
     """Two classes whose features have changed places: the knowledge is there, and only the rows can read it."""
+    monkeypatch.setattr(refit, "PULL", 1e-3)  # they have to turn round
     swapped, features, labels = two_classes(model, shift=0)
     features = features.roll(100, dims=0)
     with_biases = copy.deepcopy(swapped)
@@ -76,6 +77,39 @@ def test_rows_mend_what_no_bias_can(model):
     assert right(with_biases, features, labels) <= 0.5
     refit.fit(swapped, refit.RUNGS[2], features, labels, WEIGHTS)
     assert right(swapped, features, labels) == 1
+
+
+def test_a_strong_pull_leaves_the_rows_as_they_are_and_a_weak_one_does_not(model, monkeypatch):
+    width = model.head.last.weight.shape[1]
+    torch.manual_seed(1)
+    features, labels = torch.rand(300, width), torch.randint(0, 21, (300,))
+    moved = {}
+    for pull in (1e-3, 1e6):
+        monkeypatch.setattr(refit, "PULL", pull)
+        fitted = copy.deepcopy(model)
+        refit.fit(fitted, refit.RUNGS[2], features, labels, WEIGHTS)
+        moved[pull] = (fitted.head.last.weight - model.head.last.weight).norm().item()
+    assert moved[1e6] < 1e-3 < 0.1 < moved[1e-3]
+
+
+def test_cells_and_labels_are_those_of_their_own_image(model):
+    """Two images of other sizes in one batch give what each gives alone."""
+    samples = []
+    for index, (height, width) in enumerate(((64, 64), (32, 64))):
+        mask = torch.full((height, width), 3 + index, dtype=torch.uint8)
+        samples.append((photo(height, width), {"mask": tv_tensors.Mask(mask)}))
+    features, labels = refit.labelled_cells(model, samples, 64)
+    first, of_first = refit.labelled_cells(model, samples[:1], 64)
+    assert torch.equal(labels[: len(of_first)], of_first) and set(labels[len(of_first) :].tolist()) == {4}
+    assert torch.allclose(features[: len(first)], first, atol=1e-4)
+    assert len(of_first) == 64, "all cells of a small image"
+
+
+def test_no_more_cells_than_asked_for_are_drawn(model):
+    classes = torch.zeros(500)
+    classes[:100] = 255
+    drawn = refit.draw_cells(classes, torch.Generator().manual_seed(0))
+    assert len(drawn) == refit.CELLS == len(set(drawn.tolist())) and drawn.min() >= 100
 
 
 def test_cells_have_the_class_at_their_centre(model):

@@ -122,7 +122,81 @@ def fixed_temperature(student, teacher, temperature=2.0):
     return 4 * (target.exp() * (target - predicted)).sum(1).mean()
 
 
+def lucky_quota(labels, count, generator):
+    """A quota for each class, and the rest at random from anything that is left: even by luck."""
+    pools = pools_of(labels, generator)
+    chosen = [index for pool in pools.values() for index in pool[: count // len(pools)]]
+    rest = [index for pool in pools.values() for index in pool[count // len(pools) :]]
+    order = torch.randperm(len(rest), generator=generator).tolist()
+    return (chosen + [rest[place] for place in order])[: min(count, len(labels))]
+
+
+def window(stored, count, generator):
+    """Neighbours in the list, from a random place on."""
+    first = int(torch.randint(max(1, len(stored)), (1,), generator=generator))
+    return (stored[first:] + stored[:first])[:count]
+
+
+def step_by(pick):
+    """A step that replays what `pick` chooses of each earlier task's samples."""
+
+    def step(task, new_batch, stored, make_batch, generator):
+        old = {n: make_batch(n, pick(samples, generator)) for n, samples in stored.items() if n != task}
+        return {task: new_batch} | old
+
+    return step
+
+
+def with_own_samples(task, new_batch, stored, make_batch, generator):
+    """Replays whatever is stored, the running task too."""
+    return {task: new_batch} | {name: make_batch(name, samples[:6]) for name, samples in stored.items()}
+
+
+def emptied(samples, generator):
+    """Takes six samples out of the buffer."""
+    return [
+        samples.pop(int(torch.randint(len(samples), (1,), generator=generator))) for _ in range(min(6, len(samples)))
+    ]
+
+
+def some_twice(samples, generator):
+    """Draws with replacement."""
+    return [samples[i] for i in torch.randint(len(samples), (9,), generator=generator).tolist()]
+
+
+def divergence(p, q):
+    """KL of probabilities (B, C, h, w), summed over the classes."""
+    return (p * (p.log() - q.log())).sum(1)
+
+
+def soft(logits, temperature):
+    return (logits / temperature).softmax(1)
+
+
+def over_cells_too(student, teacher, temperature=2.0):
+    """Softmax over classes and cells together."""
+    p, q = ((maps.detach() / temperature).flatten(1).softmax(1) for maps in (teacher, student))
+    return temperature**2 * (p * (p.log() - q.log())).sum(1).mean() + 0 * student.sum()
+
+
+def first_image(student, teacher, temperature=2.0):
+    return temperature**2 * divergence(soft(teacher[:1].detach(), temperature), soft(student[:1], temperature)).mean()
+
+
 SUBTLE = [
+    (1, lucky_quota, "it chose"),
+    (2, window, "drawn together"),
+    (3, step_by(emptied), "must not change what is stored"),
+    (3, step_by(lambda s, g: s if len(s) < 3 else some_twice(s, g)), "come twice"),
+    (3, step_by(lambda samples, _: random.sample(samples, min(6, len(samples)))), "no other random numbers"),
+    (3, with_own_samples, "det is the running task"),
+    (3, lambda *arguments: list(solution()["step_batches"](*arguments).items()), "It returns a list; a dict"),
+    (4, over_cells_too, "softmax over the classes"),
+    (4, first_image, "Two images"),
+    (4, lambda s, t, temperature=2.0: divergence(soft(t.detach(), temperature), soft(s, temperature)).mean(), "T^2"),
+    (4, lambda s, t, temperature=2.0: 4 * divergence(soft(s, 2), soft(t.detach(), 2)).mean(), "are exchanged"),
+    (4, lambda s, t, temperature=2.0: 4 * divergence(soft(t.detach(), 2), soft(s, 2)), "one is asked for"),
+    (4, lambda s, t, temperature=2.0: solution()["distillation"](s, t, temperature).item(), "a plain number"),
     (1, overshoot, "it stored 12"),
     (1, quota, "it chose"),
     (1, always_the_first, "always chooses the same images"),
@@ -130,7 +204,7 @@ SUBTLE = [
     (2, emptying, "must not change the buffer"),
     (2, lambda stored, count, generator: random.sample(stored, min(count, len(stored))), "no other random numbers"),
     (3, first_six, "same samples"),
-    (3, lambda task, new_batch, *_: {task: new_batch}, "were to be replayed"),
+    (3, lambda task, new_batch, *_: {task: new_batch}, "There is no batch of seg"),
     (4, fixed_temperature, "at T = 1"),
     (4, lambda student, teacher, temperature=2.0: (student * 0).sum(), "no loss"),
 ]
