@@ -18,8 +18,8 @@ from mtl_utils.plots import pictures
 from mtl_utils.plots.style import SMALLEST_TEXT, TASK_COLOURS
 from mtl_utils.tasks import VOC_CLASSES
 
-LINES = ("--", "-", ":", "-.")  # of the networks, in order
-MARKERS = ("o", "s", "^", "D")
+LINES = ("--", "-", ":", (0, (6, 2, 1, 2, 1, 2)), "-.")  # of the networks, in order
+MARKERS = ("o", "s", "^", "v", "D")
 FATE_COLOURS = ("#0072B2", "#E69F00", "#BBBBBB")  # one for each of FATES; dark, middle and light in grey
 HEADROOM = 1.1  # height of an axis as a multiple of the curve's
 NAMED_SHARE = 0.005  # of an image: a smaller area has no room for its name
@@ -36,7 +36,9 @@ def score_curves(curves: Mapping[str, Mapping[int, float]]) -> Figure:
     for (name, scores), line, marker in zip(curves.items(), LINES, MARKERS, strict=False):
         steps = list(scores)
         values = list(scores.values())
-        axis.plot(steps, values, line, marker=marker, color=TASK_COLOURS["seg"], markerfacecolor="white", label=name)
+        axis.plot(
+            steps, values, linestyle=line, marker=marker, color=TASK_COLOURS["seg"], markerfacecolor="white", label=name
+        )
     axis.set_xlabel("steps of training on detection")
     axis.set_ylabel("mIoU of segmentation")
     figure.legend(loc="outside right upper", frameon=False)
