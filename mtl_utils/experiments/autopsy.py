@@ -49,7 +49,8 @@ FATES = ("right", "another object", "background")  # what becomes of the pixels 
 def begin_stage(run: Run, task: Task, **changes: Any) -> Trainer:
     """A trainer that starts where the stage of a task does and lasts EPOCHS epochs of small images.
 
-    changes: of the run's settings, by field. The stage before has to be finished.
+    changes: of the run's settings, by field; `copy_shared_classes` has acted by then and cannot be changed here. The
+    stage before has to be finished.
     """
     model, buffer = initial_state(run, task)
     epochs = run.settings.epochs | {task: EPOCHS}

@@ -1,6 +1,7 @@
 """Figures of the autopsy: what some steps without replay do to segmentation, and where in the network."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -33,7 +34,7 @@ THICKNESS = 0.27  # of one of three bars that stand side by side
 def score_curves(curves: Mapping[str, Mapping[int, float]]) -> Figure:
     """mIoU over the steps of stage 2, one line a way of training."""
     figure, axis = plt.subplots(figsize=(5.6, 3), layout="constrained")
-    for (name, scores), line, marker in zip(curves.items(), LINES, MARKERS, strict=False):
+    for (name, scores), line, marker in zip(curves.items(), cycle(LINES), cycle(MARKERS), strict=False):
         steps = list(scores)
         values = list(scores.values())
         axis.plot(

@@ -196,6 +196,9 @@ def test_the_figures_hold_the_numbers():
     assert texts == ["50%", "20%", "30%"]
     axis = figures.score_curves({"without": {0: 0.5, 15: 0.2}, "with": {0: 0.5, 15: 0.49}}).axes[0]
     assert [line.get_ydata()[-1] for line in axis.lines] == [0.2, 0.49]
+    many = figures.score_curves({name: {0: 0.5, 15: 0.2} for name in "abcdefg"})
+    many.canvas.draw()
+    assert len(many.axes[0].lines) == 7, "no curve is left out"
     axis = figures.change_bars({"without": {"trunk": 0.0, "head": 0.4}, "with": {"trunk": 0.0, "head": 0.1}}).axes[0]
     assert [bar.get_height() for bar in axis.patches] == [0.0, 0.4, 0.0, 0.1]
     axis = figures.path_curve({0.0: 0.5, 1.0: 0.1}).axes[0]
