@@ -4,6 +4,7 @@ Tests expect the default folder of runs, so a MTL_RUNS of whoever runs them must
 """
 
 import os
+import shutil
 import tempfile
 
 import pytest
@@ -14,7 +15,9 @@ collect_ignore = ["notebooks/zh-TW"]  # the same code as the English notebooks, 
 def pytest_configure(config: pytest.Config) -> None:
     """Set what tests and the notebooks' kernels inherit; MTL_DATA_ROOT stays as the user has it."""
     os.environ["MTL_PROFILE"] = "smoke"
-    os.environ["MTL_RUN"] = os.path.join(tempfile.mkdtemp(prefix="mtl_smoke_"), "run")
+    folder = tempfile.mkdtemp(prefix="mtl_smoke_")
+    os.environ["MTL_RUN"] = os.path.join(folder, "run")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     os.environ.pop("MTL_RUNS", None)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 

@@ -1,7 +1,12 @@
-"""What the root conftest.py sets before any test: no variable of whoever runs the tests changes where runs lie."""
+"""What the root conftest.py sets before any test, and what a session leaves.
+
+No variable of whoever runs the tests changes where runs lie, and a session that passed leaves no file on the disk.
+"""
 
 import importlib.util
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -24,3 +29,11 @@ def test_the_folder_of_runs_is_the_default_one_whatever_the_user_has_set(monkeyp
 
 def test_no_folder_of_runs_is_chosen_in_tests():
     assert environment.runs_folder() == PROJECT / "runs"
+
+
+def test_a_session_that_passed_leaves_no_file_behind(tmp_path):
+    variables = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_files.py"]
+    subprocess.run(command, cwd=PROJECT, env=variables, check=True, capture_output=True)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert not list(tmp_path.glob("mtl_smoke_*"))
