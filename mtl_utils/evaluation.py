@@ -363,21 +363,32 @@ def mask_score(mask: Tensor, target: Target) -> float:
 def boxes_score(detections: Detections, target: Target) -> float:
     """Share of right ones among an image's objects and shown detections together: TP / (TP + FP + FN).
 
-    Detections below SHOWN are not counted, nor are crowds (a detection on one is wrong). An object is found by the
-    first detection of its class with an overlap of .5.
+    Detections below SHOWN are not counted, nor are crowds (a detection on one is wrong).
+    """
+    shown = int((detections["scores"] >= SHOWN).sum())
+    objects = int((~target["crowd"]).sum())
+    found = len(found_objects(detections, target))
+    everything = shown + objects - found  # TP are in both
+    return found / everything if everything else 1.0
+
+
+def found_objects(detections: Detections, target: Target) -> dict[int, float]:
+    """The objects of one image that are found, each with the IoU of its box; numbers count objects that are no crowd.
+
+    An object is found by the first shown detection of its class with an overlap of .5 that has found no other.
     """
     shown = detections["scores"] >= SHOWN
     real = ~target["crowd"]
     objects = target["boxes"].as_subclass(Tensor)[real]  # (M, 4)
     overlap = box_iou(detections["boxes"][shown], objects)  # (N, M)
     same_class = detections["labels"][shown][:, None] == target["labels"][real]
-    matches = (overlap >= MATCH_IOU) & same_class
-    found: set[int] = set()  # indices of objects
-    for row in matches:  # best detection first
+    matches = (overlap >= MATCH_IOU) & same_class  # (N, M)
+    found: dict[int, float] = {}
+    for number, row in enumerate(matches):  # best detection first
         free = [index for index in row.nonzero().flatten().tolist() if index not in found]
-        found.update(free[:1])
-    everything = len(matches) + len(objects) - len(found)
-    return len(found) / everything if everything else 1.0
+        for index in free[:1]:
+            found[index] = overlap[number, index].item()
+    return found
 
 
 def class_score(probabilities: Tensor, target: Target) -> float:

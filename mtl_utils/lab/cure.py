@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtl_utils.data import Sample
 from mtl_utils.evaluation import evaluate
-from mtl_utils.experiments.autopsy import IMAGES, begin_stage, take_steps
+from mtl_utils.experiments.autopsy import IMAGES, begin_stage, mask_score, take_steps
 from mtl_utils.files import UserError
 from mtl_utils.lab.build import SOLUTION
 from mtl_utils.lab.checks import NAMES, Parts, check
@@ -50,14 +50,15 @@ def compare(run: Run, parts: Parts) -> pd.DataFrame | str:
             return f"First make part {part} right: {result.remarks[0]}"
     val = run.data("seg", "val").samples[:IMAGES]
     boxes = run.data("det", "val")  # a remedy that keeps the network from learning would keep the masks, too
+    before = mask_score(run.model("seg"), val, run.settings.eval_size)
     rows = {}
     for name, trainer in trainers(run, parts):
-        scores = list(take_steps(trainer, val, with_replay=bool(trainer.buffer.samples)).values())
+        *_, after = take_steps(trainer, val, with_replay=bool(trainer.buffer.samples)).values()
         rows[name] = {
             "stored images": len(trainer.buffer.samples.get("seg", [])),
-            "mIoU before": scores[0],
-            "mIoU after": scores[-1],
-            "kept": scores[-1] / scores[0] if scores[0] else float("nan"),
+            "mIoU before": before,
+            "mIoU after": after,
+            "kept": after / before if before else float("nan"),
             "mAP@50 after": evaluate(trainer.model, [boxes], run.settings.eval_size)["det"].value,
         }
     return pd.DataFrame.from_dict(rows, orient="index").round(3)

@@ -8,16 +8,20 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from scipy import ndimage
 from torch import Tensor
 
 from mtl_utils.data import Sample
+from mtl_utils.detection import STRIDE
 from mtl_utils.evaluation import predict
 from mtl_utils.experiments.autopsy import FATES
+from mtl_utils.experiments.cell_scores import Cells, named_scores
 from mtl_utils.model import UnifiedModel
 from mtl_utils.plots import pictures
 from mtl_utils.plots.style import SMALLEST_TEXT, TASK_COLOURS
 from mtl_utils.tasks import VOC_CLASSES
+from mtl_utils.transforms import to_batch
 
 LINES = ("--", "-", ":", (0, (6, 2, 1, 2, 1, 2)), "-.")  # of the networks, in order
 MARKERS = ("o", "s", "^", "v", "D")
@@ -28,6 +32,7 @@ LEAST_SHARE = 0.05  # that has room for its number
 BAR_COLOURS = ("#555555", "#BBBBBB", "#FFFFFF")  # of the networks, in order
 HATCHES = ("//", "", "..")
 ABOVE = (0.5, 1)  # where a legend stands, in parts of its axes
+CIRCLE = 3  # cells from the middle of a circle around a cell to its edge
 THICKNESS = 0.27  # of one of three bars that stand side by side
 
 
@@ -109,6 +114,36 @@ def draw_fate(axis: Axes, names: list[str], left: np.ndarray, shares: np.ndarray
     labels = axis.bar_label(bars, texts, label_type="center")
     for label in labels:
         label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
+
+
+def one_cell(cells: Cells, number: int, samples: Sequence[Sample], size: int) -> Figure:
+    """One of the cells: a circle around it in its letterboxed image, and its highest class scores before and after."""
+    index, row, column = cells.places[number].tolist()
+    photograph, _ = samples[index]
+    batch, _ = to_batch([photograph], size)  # (1, 3, size, size)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    pictures.draw_image(left, (255 * batch[0]).byte())
+    middle = (STRIDE * (column + 0.5), STRIDE * (row + 0.5))
+    for width, colour in ((4, "white"), (2, "black")):
+        left.add_patch(Circle(middle, CIRCLE * STRIDE, fill=False, edgecolor=colour, linewidth=width))
+    true = VOC_CLASSES[int(cells.classes[number])]
+    left.set_title(f"a cell of the class {true}", fontsize=10)
+    draw_scores(right, named_scores(cells, number))
+    return figure
+
+
+def draw_scores(axis: Axes, scores: pd.DataFrame) -> None:
+    """Bars of class scores: a group for each row, a bar for each column."""
+    for index, name in enumerate(scores.columns):
+        places = np.arange(len(scores)) + index * THICKNESS
+        colour, hatch = BAR_COLOURS[index], HATCHES[index]
+        bars = axis.bar(places, scores[name], THICKNESS, color=colour, hatch=hatch, edgecolor="black", label=name)
+        texts = [f"{round(value, 1) + 0:.1f}" for value in scores[name]]  # + 0: no -0.0
+        axis.bar_label(bars, texts, fontsize=SMALLEST_TEXT)
+    axis.set_xticks(np.arange(len(scores)) + THICKNESS / 2, scores.index)
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set_ylabel("class score")
+    axis.legend(frameon=False)
 
 
 def change_bars(changes: Mapping[str, Mapping[str, float]]) -> Figure:

@@ -22,6 +22,7 @@ from mtl_utils.tasks import IGNORE, TASK_NAMES, TASKS, VOC_CLASSES, Classes, Tas
 from mtl_utils.transforms import strong_augmentation
 
 BOX_COLOURS = plt.get_cmap("tab10")
+COLUMNS = 4  # images in a grid of predictions
 MASK_ALPHA = 165  # of 255: the image shows through
 BORDER_COLOUR = (255, 255, 255, 220)  # RGBA of the ignored border
 TEXT_HEIGHT = 0.08  # of a box's text, as a fraction of an image in the usual grids
@@ -192,10 +193,15 @@ def sample_grid(dataset: MiniSet, count: int = 4) -> Figure:
     return figure
 
 
-def prediction_grid(model: nn.Module, dataset: MiniSet, size: int, count: int = 4) -> Figure:
+def shown_images(dataset: MiniSet) -> list[int]:
+    """The images whose predictions are shown."""
+    return evenly_spaced(dataset, COLUMNS)
+
+
+def prediction_grid(model: nn.Module, dataset: MiniSet, size: int) -> Figure:
     """Labels above, predictions below; `size` is the side in pixels at which the model reads an image."""
-    figure, axes = make_grid(2, count, (10, 4.8))
-    indices = evenly_spaced(dataset, count)
+    indices = shown_images(dataset)
+    figure, axes = make_grid(2, len(indices), (10, 4.8))
     images = [dataset[index][0] for index in indices]
     predictions = predict(model, images, size)
     for column, index, prediction in zip(axes.T, indices, predictions, strict=True):
