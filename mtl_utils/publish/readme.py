@@ -12,11 +12,20 @@ from typing import Literal
 
 from mtl_utils import files
 from mtl_utils.experiments import claims, plans, sizes, tables
-from mtl_utils.experiments.results import RunSummary, alone_values, read_folds, read_results
+from mtl_utils.experiments.results import (
+    RunSummary,
+    alone_values,
+    passes,
+    read_folds,
+    read_results,
+    run_names,
+    runs_named,
+)
 from mtl_utils.files import UserError
 from mtl_utils.forgetting import Drop, drops, five_percent_rule, verdict_text
 from mtl_utils.plots.studies import draw_study
 from mtl_utils.run import RunMetrics, read_metrics
+from mtl_utils.settings import Settings
 from mtl_utils.tasks import METRIC_NAMES, TASK_NAMES, TASKS, Task, stage_number
 
 
@@ -28,6 +37,7 @@ class Wording:
     model: str  # what the model costs
     one_seed: str  # what the default reaches, where it was run with one seed
     seeds: str  # the same as a mean over several
+    few: str  # how many of the runs with few stored images pass
     run: str  # about the committed run
     retention: str  # final values beside the single-task baselines
     sizes: str  # header of the first column of the table of input sizes
@@ -63,6 +73,7 @@ ENGLISH = Wording(
         "Mean ± standard deviation over {seeds} seeds on the real mini sets: {scores}. The assignment's 5 % rule "
         "against single-task training: {verdict} in the mean, and for {passed} of {seeds} seeds by themselves."
     ),
+    few="With {images} stored images per task instead of {all}, {passed} of {runs} runs pass it.",
     run=(
         "The table is one run: profile `{profile}`, seed {seed}, start `{start}`, {minutes} minutes of training for "
         "the three stages ({device})."
@@ -104,6 +115,7 @@ CHINESE = Wording(
         "真實資料上 {seeds} 個種子的平均 ± 標準差：{scores}。"
         "以單任務訓練為基準，作業的 5 % 規則：平均 {verdict}；逐一來看，{seeds} 個種子中有 {passed} 個通過。"
     ),
+    few="每項任務只存 {images} 張影像而非 {all} 張時，{runs} 次執行中有 {passed} 次通過。",
     run=(
         "表中為單次執行的結果：設定檔 `{profile}`、種子 {seed}、起始權重 `{start}`，"
         "三個階段的訓練時間為 {minutes} 分鐘（{device}）。"
@@ -127,6 +139,7 @@ STUDY_PAGE = "figures/study/README.md"
 REPORT_PAGE = "REPORT.md"
 PAGES = (*READMES, STUDY_PAGE, REPORT_PAGE)
 NO_RUNS = "No run of this profile has been made with the present network yet."
+FEW_IMAGES = min(plans.BUFFER_SIZES)  # that a task stores
 STUDIED = ("full", "quick")  # the profiles whose studies are shown; in the last one every run was made
 
 
@@ -205,7 +218,8 @@ def with_run(text: str, metrics: RunMetrics, wording: Wording) -> str:
     results = read_results(files.STUDY_RESULTS / metrics.key.settings.profile)
     words = seed_words(results, wording)
 
-    headline = model_words(metrics, wording) + wording.space + scores_words(words, wording)
+    sentences = [model_words(metrics, wording), scores_words(words, wording), few_images_words(wording)]
+    headline = wording.space.join(sentences)
     table = results_table(metrics, results, wording)
     retention = wording.retention.format(**words)
     about = about_run(metrics, wording) + wording.space + retention
@@ -230,6 +244,23 @@ def scores_words(words: dict[str, str], wording: Wording) -> str:
     """What the default reaches, in the words for one seed or for several."""
     sentence = wording.one_seed if words["seeds"] == "1" else wording.seeds
     return sentence.format(**words)
+
+
+def few_images_words(wording: Wording) -> str:
+    """How many of all studies' runs that replay only a few stored images pass the 5 % rule."""
+    verdicts = []
+    for profile in STUDIED:
+        results = read_results(files.STUDY_RESULTS / profile)
+        for name in run_names(results):
+            settings = runs_named(results, name)[0].settings
+            if settings.replay_per_task and settings.buffer_size == FEW_IMAGES:
+                verdicts.append(passes(results, name))
+    return wording.few.format(
+        images=FEW_IMAGES,
+        all=Settings().buffer_size,
+        passed=verdicts.count(True),
+        runs=len(verdicts),
+    )
 
 
 def sizes_table(metrics: RunMetrics, wording: Wording) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -18,7 +19,7 @@ from mtl_utils.publish import links, readme
 from mtl_utils.publish import log as run_log
 from mtl_utils.publish import run as publish_run
 from mtl_utils.run import read_metrics
-from mtl_utils.settings import get_settings
+from mtl_utils.settings import Settings, get_settings
 from mtl_utils.tasks import METRIC_NAMES, TASKS
 
 DOCUMENTS = [
@@ -388,3 +389,20 @@ def test_the_address_is_set_everywhere_at_once_and_can_be_changed(tmp_path, monk
 def test_what_is_no_address_is_refused(name):
     with pytest.raises(UserError, match="OWNER/NAME"):
         links.set_address(name)
+
+
+def test_the_headline_counts_runs_with_ten_stored_images(monkeypatch):
+    """Two of them replay ten images; one has no replay, and one stores all images."""
+    changes = {
+        "replay": {},
+        "lwf": {"buffer_size": 10, "replay_per_task": 0},
+        "memory10": {"buffer_size": 10},
+        "memory10-lwf": {"buffer_size": 10, "lwf_weight": 1.0},
+    }
+    results = [SimpleNamespace(name=name, settings=Settings(**change)) for name, change in changes.items()]
+    monkeypatch.setattr(readme, "read_results", lambda folder: results if folder.name == "full" else [])
+    monkeypatch.setattr(readme, "run_names", lambda results: [run.name for run in results])
+    monkeypatch.setattr(readme, "passes", lambda results, name: name in ("replay", "lwf", "memory10-lwf"))
+    words = readme.few_images_words(readme.ENGLISH)
+    assert words == "With 10 stored images per task instead of 240, 1 of 2 runs pass it."
+    assert "2 次執行中有 1 次通過" in readme.few_images_words(readme.CHINESE)
