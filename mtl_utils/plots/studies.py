@@ -1,5 +1,6 @@
 """Figures of a study: seeds, forgetting over time, retention under each remedy and buffer size."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,6 +21,7 @@ from mtl_utils.tasks import METRIC_NAMES, TASKS, Task, stage_number
 
 SHOWN_IMAGE = 39  # of each val set: one of the four whose predictions the notebooks 03 to 05 show
 LINE_STYLES = tuple(TASK_LINES.values())  # here they tell runs apart
+LEAST_MEGABYTES = 0.1  # below it the axis of megabytes is linear, so that 0 has a place
 RETENTION_LABEL = "part of the task alone"
 
 
@@ -170,16 +172,26 @@ def retention_against_bytes(results: list[RunSummary]) -> Figure:
     """
     figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
     points = costs_and_retention(results)
-    for number, (name, point) in enumerate(points.items()):
+    for name, point in points.items():
         axis.plot(*point, "o", color="0.2")
-        below_or_above = (6, -12) if number % 2 else (6, 6)  # in turns, since neighbours may lie close together
-        axis.annotate(name, point, xytext=below_or_above, textcoords="offset points", fontsize=style.SMALLEST_TEXT)
+        offset = (6, 6) if is_above_neighbour(point, list(points.values())) else (6, -12)  # points, right of the dot
+        axis.annotate(name, point, xytext=offset, textcoords="offset points", fontsize=style.SMALLEST_TEXT)
     draw_horizontal_rule(axis)
-    axis.set_xscale("symlog", linthresh=0.1)
+    axis.set_xscale("symlog", linthresh=LEAST_MEGABYTES)
     axis.set(xlabel="stored for the last stage, MB", ylabel="share of its baseline\nthat the worst task keeps")
     axis.set_ylim(min(kept for _, kept in points.values()) - 0.1, 1.1)
     axis.set_xlim(-0.02, 200)
     return figure
+
+
+def is_above_neighbour(point: tuple[float, float], points: Sequence[tuple[float, float]]) -> bool:
+    """Whether a point is higher than the one that is nearest to it along the logarithmic horizontal axis."""
+    others = [other for other in points if other != point]
+    if not others:
+        return True
+    place = np.log(point[0] + LEAST_MEGABYTES)
+    nearest = min(others, key=lambda other: abs(np.log(other[0] + LEAST_MEGABYTES) - place))
+    return point[1] > nearest[1]
 
 
 def costs_and_retention(results: list[RunSummary]) -> dict[str, tuple[float, float]]:

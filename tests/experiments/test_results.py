@@ -400,3 +400,11 @@ def test_bars_show_what_was_kept_beside_the_rule():
     assert [bar.get_width() for bar in axis.patches] == pytest.approx([0.96, 0.76, 1.0])
     assert [text.get_text() for text in axis.texts] == ["96%", "76%", "100%"]
     assert {line.get_xdata()[0] for line in axis.lines} >= {1.0, 0.95}
+
+
+def test_a_name_stands_on_the_side_away_from_the_nearest_dot():
+    """Two neighbours at 10 and 12 MB, two at 0, and one alone, which is compared with the dot at 12."""
+    points = [(0.0, 0.3), (0.0, 0.7), (9.8, 0.95), (12.4, 0.92), (66.0, 0.98)]
+    above = [studies.is_above_neighbour(point, points) for point in points]
+    assert above == [False, True, True, False, True]
+    assert studies.is_above_neighbour((1.0, 0.5), [(1.0, 0.5)])
