@@ -60,12 +60,17 @@ def begin_stage(run: Run, task: Task, **changes: Any) -> Trainer:
     return Trainer(model, run.data(task, "train"), buffer, settings, run.device, remedies)
 
 
-def take_steps(trainer: Trainer, val: Sequence[Sample], with_replay: bool) -> dict[int, float]:
-    """Train detection for EPOCHS epochs; returns the mIoU on masks of val by the number of steps taken, 0 left out."""
+def take_steps(
+    trainer: Trainer, val: Sequence[Sample], with_replay: bool, with_detection: bool = True
+) -> dict[int, float]:
+    """Train for EPOCHS epochs of detection; returns the mIoU on masks of val by the number of steps taken, 0 left out.
+
+    Without detection each step sees the replayed masks alone: a control, for what the training itself changes.
+    """
     scores: dict[int, float] = {}
     number = 0
     for number, new_batch in enumerate(new_batches(trainer), 1):
-        batches = {trainer.task: new_batch}
+        batches = {trainer.task: new_batch} if with_detection else {}
         if with_replay:
             batches |= trainer.replay()  # the remedy: in each step a few stored images of the earlier task
         trainer.step(batches)

@@ -16,7 +16,14 @@ from mtl_utils.transforms import Letterbox, collate, to_device
 
 BACKGROUND = 0  # its class
 NAMED = 5  # classes whose scores are shown
-COLUMNS = ["share of cells", "true class, before", "true class, after", "other class, before", "other class, after"]
+COLUMNS = [
+    "share of cells",
+    "true class, before",
+    "true class, after",
+    "other class, before",
+    "other class, after",
+    "the latter, before",
+]
 
 
 class Cells(NamedTuple):
@@ -75,7 +82,8 @@ def scores_of(model: UnifiedModel, samples: Sequence[Sample], size: int) -> Tens
 def mean_scores(cells: Cells) -> pd.DataFrame:
     """The mean scores of the true class and of the strongest other class, each network's own.
 
-    A row for all cells, one for those that are right before and after, and one for those that are lost.
+    *The latter, before* is what the network before gives to the class that is the strongest other one after. A row for
+    all cells, one for those that are right before and after, and one for those that are lost.
     """
     groups = {
         "all": torch.ones_like(cells.right),
@@ -88,6 +96,8 @@ def mean_scores(cells: Cells) -> pd.DataFrame:
         others = scores.scatter(1, true, -torch.inf)  # (N, 21), all but the true class
         values[f"true class, {name}"] = scores.gather(1, true)[:, 0]  # (N,)
         values[f"other class, {name}"] = others.amax(1)  # (N,)
+        strongest = others.argmax(1, keepdim=True)  # (N, 1); after the loop that of the network after
+    values["the latter, before"] = cells.before.gather(1, strongest)[:, 0]  # (N,)
     rows = {}
     for group, chosen in groups.items():
         means = {name: of_cells[chosen].mean().item() for name, of_cells in values.items()}
@@ -95,12 +105,15 @@ def mean_scores(cells: Cells) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")[COLUMNS]
 
 
-def hardest_hit(cells: Cells) -> int:
-    """The number of the cell whose true class loses most probability."""
-    true = cells.classes[:, None]
-    before = cells.before.softmax(1).gather(1, true)
-    after = cells.after.softmax(1).gather(1, true)
-    return int((before - after).argmax())
+def typical_loss(cells: Cells) -> int:
+    """The number of the lost cell whose true class falls by the median; of all cells where none is lost."""
+    true = cells.classes[:, None]  # (N, 1)
+    falls = (cells.before - cells.after).gather(1, true)[:, 0]  # (N,)
+    numbers = torch.arange(len(falls))
+    if cells.lost.any():
+        numbers = numbers[cells.lost]
+    place = falls[numbers].median(0).indices
+    return int(numbers[place])
 
 
 def named_scores(cells: Cells, number: int) -> pd.DataFrame:

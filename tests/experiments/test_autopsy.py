@@ -157,6 +157,9 @@ def test_the_replayed_batches_are_there_only_with_replay(monkeypatch):
     seen.clear()
     autopsy.take_steps(trainer, [], with_replay=True)
     assert seen[0] == {"det": 0, "seg": "old"}
+    seen.clear()
+    autopsy.take_steps(trainer, [], with_replay=True, with_detection=False)
+    assert seen == [{"seg": "old"}] * 62, "as many steps on masks alone"
 
 
 def test_the_time_of_a_task_is_the_median_over_five_steps(monkeypatch):

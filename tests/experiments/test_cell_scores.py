@@ -36,16 +36,32 @@ def test_means_by_hand():
     table = cell_scores.mean_scores(CELLS)
     assert list(table.index) == ["all", "right before and after", "right before, wrong after"]
     kept, lost = table.iloc[1], table.iloc[2]
-    assert kept.tolist() == pytest.approx([1 / 3, 4, 3, 1, 0]), "true class 1; the strongest other is class 2"
-    assert lost.tolist() == pytest.approx([1 / 3, 2, 0, 2 - 1e-3, 1])
-    of_all = [1, (4 + 2 - 2) / 3, (3 + 0 + 2) / 3, (1 + 2 + 3) / 3, (0 + 1 + 2) / 3]
+    assert kept.tolist() == pytest.approx([1 / 3, 4, 3, 1, 0, 1]), "true class 1; the strongest other is class 2"
+    assert lost.tolist() == pytest.approx([1 / 3, 2, 0, 2 - 1e-3, 1, 2 - 1e-3])
+    of_all = [1, (4 + 2 - 2) / 3, (3 + 0 + 2) / 3, (1 + 2 + 3) / 3, (0 + 1 + 2) / 3, (1 + 2 + 3) / 3]
     assert table.iloc[0].tolist() == pytest.approx(of_all, abs=1e-3), "cells that are never right count here alone"
 
 
-def test_the_cell_that_loses_most_probability_is_the_second():
-    """Of class 1: .95 to .95 in the first cell, about .5 to .24 in the second; the third gains."""
-    assert cell_scores.hardest_hit(CELLS) == 1
+def test_the_class_that_takes_over_may_be_another_than_the_strongest_before():
+    """Class 0 is the strongest other one before, class 2 after: it had a score of 1."""
+    cells = Cells(
+        torch.zeros(1, 3), torch.tensor([1]), torch.tensor([[3.0, 5.0, 1.0]]), torch.tensor([[0.0, 1.0, 2.0]])
+    )
+    lost = cell_scores.mean_scores(cells).loc["right before, wrong after"]
+    assert lost.tolist() == [1, 5, 1, 3, 2, 1]
+
+
+def test_the_typical_cell_is_the_lost_one_whose_true_class_falls_by_the_median():
+    """Of five cells of class 0 four are lost, falling by 9, 2, 4 and 5: the lower one of the middle two is 4."""
+    before = torch.tensor([[9.0, 0.0]]).repeat(5, 1)
+    after = torch.tensor([[0.0, 1.0], [7.0, 8.0], [8.0, 0.0], [5.0, 6.0], [4.0, 6.0]])
+    cells = Cells(torch.zeros(5, 3), torch.zeros(5, dtype=torch.int64), before, after)
+    assert cells.lost.tolist() == [True, True, False, True, True]
+    assert cell_scores.typical_loss(cells) == 3
     assert CELLS.lost.tolist() == [False, True, False]
+    assert cell_scores.typical_loss(CELLS) == 1
+    kept = Cells(*(part[:1] for part in CELLS))
+    assert cell_scores.typical_loss(kept) == 0, "no cell is lost"
 
 
 def test_cells_are_those_whose_centre_shows_an_object():
