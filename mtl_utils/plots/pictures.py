@@ -61,10 +61,11 @@ def draw_mask(axis: Axes, mask: Tensor) -> None:
 
 
 def draw_det(axis: Axes, image: Tensor, objects: dict[str, Tensor], classes: Classes) -> None:
-    """The image with its objects, their number above."""
+    """The image with its objects or detections, their number above."""
     draw_image(axis, image)
     count = draw_boxes(axis, objects, classes)
-    title = "1 object" if count == 1 else f"{count} objects"
+    noun = "detection" if "scores" in objects else "object"
+    title = f"1 {noun}" if count == 1 else f"{count} {noun}s"
     axis.set_title(title, fontsize=9)
 
 

@@ -159,3 +159,12 @@ def test_a_figure_is_saved_below_its_name_with_its_source_in_readable_text(tmp_p
     assert shown[0].data == (tmp_path / "figures" / "curve.png").read_bytes()
     source = figure._supxlabel
     assert source.get_text() == "synthetic mini sets" and source.get_fontsize() >= 8
+
+
+def test_what_a_model_finds_is_called_a_detection():
+    label = objects([[0, 0, 20, 20]], [1])
+    found = {"boxes": torch.tensor([[0.0, 0, 20, 20]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
+    figure, axes = pictures.make_grid(1, 2, (4, 2))
+    pictures.draw_det(axes[0, 0], photo(40, 40), label, CLASSES)
+    pictures.draw_det(axes[0, 1], photo(40, 40), found, CLASSES)
+    assert [axis.get_title() for axis in figure.axes] == ["1 object", "1 detection"]
